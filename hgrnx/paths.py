@@ -1,0 +1,67 @@
+"""Where runs, prepared data and the MLflow database live on this machine.
+
+Everything sits under ``$HGRNX_HOME`` (default: a per-user folder), and each part can be moved by its own
+variable. Places are always absolute: under ``ray job submit`` the working directory is a temporary copy
+that is thrown away, so a relative place would lose the run.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from hgrnx.errors import UserError
+
+
+@dataclass(frozen=True)
+class Places:
+    """Absolute places of one installation: ``runs`` and ``data`` are folders, ``mlflow_uri`` a tracking URI."""
+
+    home: Path
+    runs: Path
+    data: Path
+    mlflow_uri: str
+
+    def run_dir(self, name: str) -> Path:
+        """The folder of the run called ``name``."""
+        return self.runs / name
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make another process (a Ray worker) use the same places."""
+        return {
+            "HGRNX_HOME": str(self.home),
+            "HGRNX_RUNS": str(self.runs),
+            "HGRNX_DATA": str(self.data),
+            "MLFLOW_TRACKING_URI": self.mlflow_uri,
+        }
+
+
+def resolve_places(home: str | os.PathLike[str] | None = None) -> Places:
+    """Read ``home`` (or ``$HGRNX_HOME``), ``$HGRNX_RUNS``, ``$HGRNX_DATA``, ``$MLFLOW_TRACKING_URI``.
+
+    Raises:
+        UserError: a place is relative, or lies inside Ray's temporary folders, where it would be deleted.
+    """
+    base = _absolute("HGRNX_HOME", str(home or os.environ.get("HGRNX_HOME") or platformdirs.user_data_dir("hgrnx")))
+    # An explicit `home` moves the parts along: variables left over in the shell must not split them.
+    env = {} if home else os.environ
+    runs = _absolute("HGRNX_RUNS", env.get("HGRNX_RUNS") or str(base / "runs"))
+    data = _absolute("HGRNX_DATA", env.get("HGRNX_DATA") or str(base / "data"))
+    mlflow_uri = env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{base / 'mlflow.db'}"
+    return Places(home=base, runs=runs, data=data, mlflow_uri=mlflow_uri)
+
+
+def _absolute(name: str, value: str) -> Path:
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        raise UserError(f"{name}={value} is a relative path. Give an absolute one, such as {Path.cwd() / value}.")
+    path = path.resolve()
+    if any(part.startswith(("_ray_pkg_", "working_dir_files")) for part in path.parts):
+        raise UserError(
+            f"{name}={value} lies in a temporary folder of Ray, which is deleted after the job. "
+            "Give a folder that stays: --home /absolute/path, or set HGRNX_HOME on the cluster."
+        )
+    return path
