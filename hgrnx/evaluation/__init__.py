@@ -1,0 +1,7 @@
+"""Measuring a model: held-out text and minimal pairs."""
+
+from __future__ import annotations
+
+from hgrnx.evaluation.suite import EvaluationResult, evaluate
+
+__all__ = ["EvaluationResult", "evaluate"]

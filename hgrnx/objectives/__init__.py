@@ -1,0 +1,20 @@
+"""What a model is trained for."""
+
+from __future__ import annotations
+
+from hgrnx.objectives.base import IGNORE_INDEX, Objective, ObjectiveModule, ObjectiveOutput
+from hgrnx.objectives.distillation import Distillation, Teacher
+from hgrnx.objectives.next_token import NextToken
+from hgrnx.objectives.teacher import LiveTeacher, load_teachers
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Distillation",
+    "LiveTeacher",
+    "NextToken",
+    "Objective",
+    "ObjectiveModule",
+    "ObjectiveOutput",
+    "Teacher",
+    "load_teachers",
+]

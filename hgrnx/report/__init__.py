@@ -1,0 +1,1 @@
+"""Tables and figures of finished runs, from the files of their folders alone."""

@@ -1,0 +1,241 @@
+"""The command line. Each command imports what it needs when it is called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hgrnx.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, distil and evaluate HGRN2 language models on small amounts of text.",
+)
+
+Home = Annotated[
+    Path | None, typer.Option(help="Where runs, data and the MLflow database live [HGRNX_HOME].")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted overrides: training.learning_rate=2e-3 ...")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of reusing what was done before.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a .yaml file.")],
+    overrides: Overrides = None,
+    home: Home = None,
+    fresh: Fresh = False,
+) -> None:
+    """Train one model from a recipe on Ray Train."""
+    from hgrnx.config import DistillRecipe, load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if isinstance(loaded, DistillRecipe):
+        raise UserError(f"'{recipe}' describes a teacher and a student: use `hgrnx distill {recipe}`.")
+    _run(loaded, home, fresh)
+
+
+@app.command()
+def distill(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a .yaml file.")] = "demo",
+    overrides: Overrides = None,
+    home: Home = None,
+    fresh: Fresh = False,
+) -> None:
+    """Train a teacher, a distilled student and its undistilled twin, evaluate and compare them."""
+    from hgrnx.config import Recipe, load_recipe
+
+    if "=" in recipe:  # overrides alone: the default recipe
+        recipe, overrides = "demo", [recipe, *(overrides or [])]
+    loaded = load_recipe(recipe, overrides or [])
+    if isinstance(loaded, Recipe):
+        raise UserError(f"'{recipe}' describes a single model: use `hgrnx train {recipe}`.")
+    _run(loaded, home, fresh)
+
+
+def _run(recipe: object, home: Path | None, fresh: bool) -> None:
+    from hgrnx.config import AnyRecipe
+    from hgrnx.launch.jobs import run_job
+    from hgrnx.paths import resolve_places
+
+    assert isinstance(recipe, AnyRecipe)
+    run_job(recipe, resolve_places(home), fresh=fresh)
+
+
+@app.command()
+def prepare(
+    track: Annotated[str, typer.Option(help="demo, strict-small or strict.")] = "demo",
+    source: Annotated[
+        Path | None, typer.Option(help="Folder of text files, in BabyLM's layout or flat.")
+    ] = None,
+    words: Annotated[int | None, typer.Option(help="Use only this many words of the track.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Entries of the BPE vocabulary [16000].")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Take the data settings of this recipe.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the ledger of words.")] = False,
+    home: Home = None,
+    fresh: Fresh = False,
+) -> None:
+    """Turn text into a tokenizer, token shards and a manifest that counts every word."""
+    from rich.console import Console
+
+    from hgrnx.config import DataConfig, load_recipe
+    from hgrnx.data.ledger import print_ledger
+    from hgrnx.launch.jobs import prepare_with_progress
+    from hgrnx.paths import resolve_places
+
+    config = load_recipe(recipe).data if recipe else DataConfig(track=track)
+    changes = {
+        "source": str(source.expanduser().resolve()) if source else None,
+        "words": words,
+        "vocab_size": vocab_size,
+    }
+    config = DataConfig.model_validate(
+        {**config.model_dump(), **{k: v for k, v in changes.items() if v is not None}}
+    )
+    console = Console(soft_wrap=True)
+    dataset = prepare_with_progress(config, resolve_places(home), console, fresh=fresh)
+    console.print(f"{dataset.dir}\ndata hash {dataset.hash}", highlight=False)
+    if show:
+        print_ledger(dataset.manifest, console)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of minimal pairs in BLiMP's JSONL format.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Score a run's newest weights: bits per byte on its development text, and minimal pairs."""
+    from rich.console import Console
+
+    from hgrnx.launch.evaluate import evaluate_run
+    from hgrnx.paths import resolve_places
+
+    evaluate_run(run, resolve_places(home), data, Console())
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Names or folders of finished runs.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    home: Home = None,
+) -> None:
+    """Print finished runs side by side."""
+    from rich.console import Console
+
+    from hgrnx.paths import resolve_places
+    from hgrnx.report.tables import print_summary, summary_markdown
+    from hgrnx.runs import find_run
+
+    places = resolve_places(home)
+    folders = {Path(run).name: find_run(run, places) for run in runs}
+    if markdown:
+        print(summary_markdown(folders))
+    else:
+        print_summary(folders, Console())
+
+
+@app.command(name="export")
+def export_run(
+    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for config.json, safetensors and tokenizer.")],
+    home: Home = None,
+) -> None:
+    """Write a Hugging Face folder with flash-linear-attention's names, which FLA opens on a GPU."""
+    from hgrnx.models.hub import save_folder
+    from hgrnx.paths import resolve_places
+    from hgrnx.runs import open_model
+
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty. Give a new folder.")
+    opened = open_model(run, resolve_places(home))
+    save_folder(opened.model, folder, opened.tokenizer_dir)
+    print(folder.resolve())
+
+
+@app.command()
+def generate(
+    run: Annotated[str, typer.Argument(help="Name or folder of a run, or a Hugging Face folder.")],
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Only the k likeliest tokens; 0 for all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Only the likeliest tokens of this total.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    home: Home = None,
+) -> None:
+    """Continue a text; memory per token is constant, because the state is all that is kept."""
+    from hgrnx.models.generation import stream_text
+    from hgrnx.paths import resolve_places
+    from hgrnx.runs import open_model
+
+    opened = open_model(run, resolve_places(home))
+    for piece in stream_text(
+        opened.model,
+        opened.tokenizer(),
+        prompt,
+        tokens,
+        temperature=temperature,
+        top_k=top_k or None,
+        top_p=top_p,
+        seed=seed,
+    ):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def runs(
+    name: Annotated[str | None, typer.Argument(help="Show this run in full.")] = None,
+    home: Home = None,
+) -> None:
+    """List the runs on this machine, or show one."""
+    from rich.console import Console
+
+    from hgrnx.paths import resolve_places
+    from hgrnx.runs import print_run, print_runs
+
+    places = resolve_places(home)
+    if name is None:
+        print_runs(places, Console())
+    else:
+        print_run(name, places, Console())
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+    home: Home = None,
+) -> None:
+    """Open MLflow's page on the right store, on loopback only."""
+    from hgrnx.paths import resolve_places
+    from hgrnx.tracking.mlflow import serve
+
+    serve(resolve_places(home).mlflow_uri, port)
+
+
+def main() -> None:
+    """Run the command line; a :class:`UserError` is a message and exit status 2, never a stack trace."""
+    try:
+        app()
+    except UserError as error:
+        print(f"hgrnx: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nhgrnx: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

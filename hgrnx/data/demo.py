@@ -1,0 +1,54 @@
+"""The demo track's text and minimal pairs, written out by the grammar so that anyone can read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hgrnx.config import DataConfig
+from hgrnx.data.sources import Split, TextFile
+from hgrnx.data.tracks import find_track
+
+DEV_WORDS = 20_000
+PAIRS_PER_PHENOMENON = 200
+_DEV_SEED = 1_000_000_007
+_PAIRS_SEED = 2_000_000_011
+"""Added to the seed: development text and pairs are drawn apart from the training text."""
+
+
+def write_text(config: DataConfig, folder: Path) -> list[TextFile]:
+    """Write ``text/demo.{train,dev}.jsonl`` and ``pairs/*.jsonl`` (BLiMP's format) into ``folder``."""
+    from hgrnx.data.grammar import generate_documents, minimal_pairs
+
+    (folder / "text").mkdir()
+    (folder / "pairs").mkdir()
+    words = config.words or find_track(config).words
+    texts: tuple[tuple[Split, int, int], ...] = (
+        ("dev", DEV_WORDS, config.seed + _DEV_SEED),
+        ("train", words, config.seed),
+    )
+    files = []
+    for split, amount, seed in texts:
+        path = folder / "text" / f"demo.{split}.jsonl"
+        _write_jsonl(path, ({"text": text} for text in generate_documents(amount, seed)))
+        files.append(TextFile(path, path.name, split, "jsonl"))
+    for name, pairs in minimal_pairs(config.seed + _PAIRS_SEED, PAIRS_PER_PHENOMENON).items():
+        _write_jsonl(folder / "pairs" / f"{name}.jsonl", pairs)
+    return files
+
+
+def fingerprint(config: DataConfig) -> str:
+    """Hash of a sample of text and pairs: tells a dataset that another version of the grammar made."""
+    from hgrnx.data.grammar import generate_documents, minimal_pairs
+
+    sample = [list(generate_documents(2_000, config.seed)), minimal_pairs(config.seed, 5)]
+    return hashlib.sha256(json.dumps(sample, sort_keys=True).encode()).hexdigest()
+
+
+def _write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,115 @@
+"""The byte-level BPE tokenizer: trained on the training text only, kept as a Hugging Face tokenizer folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hgrnx.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
+_LONGEST_TOKEN = 256
+"""In bytes; keeps the words that begin in one token countable in a byte, whatever the text."""
+
+
+def model_text(document: str) -> str:
+    """What is encoded of a raw document: each line with a space before it.
+
+    The benchmarks score ``" " + sentence`` after BOS, so a line's first word must be the same token as in the
+    middle of a line.
+    """
+    return " " + document[:-1].replace("\n", "\n ") + "\n"
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE (GPT-2's splitting, no normalisation) with at most ``vocab_size`` entries.
+
+    ``documents`` are raw documents. Deterministic. ``<s>``, ``</s>``, ``<pad>`` have the ids 0, 1, 2, and every
+    byte is an entry, so that any text can be encoded and decoding gives it back exactly.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        max_token_length=_LONGEST_TOKEN,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_batches(documents, 1_000), trainer)
+    return _as_plain_text(tokenizer)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
+    """Write ``folder`` so that ``transformers.AutoTokenizer`` opens it; returns the tokenizer's hash."""
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    special = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 10**30,  # transformers' way to say "no limit"
+    }
+    for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return tokenizer_hash(folder)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of ``folder``. Text that reads like a special token (``<s>``) is encoded as text.
+
+    Raises:
+        UserError: there is no tokenizer in ``folder``, or it cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no tokenizer.json.")
+    try:
+        return _as_plain_text(Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path} is not a tokenizer: {error}.") from None
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 of ``tokenizer.json``: equal for two models exactly when their tokens mean the same."""
+    try:
+        return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"Cannot read {folder / 'tokenizer.json'}: {error.strerror}.") from None
+
+
+def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes of text that each token id stands for, int64 ``[vocab]``; 0 for the special tokens."""
+    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    for token, index in tokenizer.get_vocab().items():
+        lengths[index] = len(token)  # the byte-level alphabet has one character a byte
+    lengths[[BOS_ID, EOS_ID, PAD_ID]] = 0
+    return lengths
+
+
+def _as_plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.encode_special_tokens = True  # a "<s>" in the text is no beginning of a document
+    return tokenizer
+
+
+def _batches(documents: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(documents)
+    while batch := list(islice(iterator, size)):
+        yield [model_text(document) for document in batch]

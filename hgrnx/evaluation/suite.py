@@ -1,0 +1,128 @@
+"""Everything that is measured of a model, in one call."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from hgrnx.config import EvaluationConfig
+from hgrnx.data.benchmarks import read_minimal_pairs
+from hgrnx.evaluation.minimal_pairs import Pair, PairScores, Summary, score_pairs, summarise
+from hgrnx.evaluation.perplexity import Counts, bits_per_byte, spaced_sample
+from hgrnx.evaluation.scoring import Precision, Progress, score_strings
+from hgrnx.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Numbers, tables of plain rows, and per file what was preferred."""
+
+    metrics: dict[str, float]
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    predictions: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write ``<name>.json`` (metrics, tables) and, with pairs, ``<name>-predictions.json.gz``.
+
+        The predictions hold per file ``preferred`` (0: the acceptable sentence, also on a tie; 1: the other) and the
+        log-probabilities ``good`` and ``bad`` in nats.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.predictions:
+            text = json.dumps(self.predictions)
+            _write(folder / f"{name}-predictions.json.gz", gzip.compress(text.encode(), mtime=0))
+        text = json.dumps({"metrics": self.metrics, "tables": self.tables}, indent=1)
+        _write(folder / f"{name}.json", text.encode())
+
+
+def evaluate(
+    model: LanguageModel,
+    dataset: Any,
+    evaluation: EvaluationConfig,
+    *,
+    final: bool,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
+    precision: Precision = "fp32",
+    on_progress: Progress | None = None,
+) -> EvaluationResult:
+    """Measure ``model``; every rank calls this and gets the same result.
+
+    Args:
+        model: a plain model with whole weights; its training mode is restored.
+        dataset: a ``PreparedDataset``.
+        evaluation: which pairs, and how many of them (and of the held-out documents) before the end.
+        final: use everything.
+        rank, world_size, gather: see :func:`~hgrnx.evaluation.minimal_pairs.score_pairs`.
+        precision: of the hidden states.
+        on_progress: called with this rank's sentences done and in all.
+
+    Returns:
+        metrics ``dev/bits_per_byte``, ``dev/loss`` (nats per token) and, where there are pairs, ``pairs/accuracy``
+        (the pipeline's rule), ``pairs/accuracy_stderr``, ``pairs/accuracy_ties_half``, ``pairs/ties`` and
+        ``pairs/<group>/accuracy``; shares are between 0 and 1. Tables ``files`` and ``groups``.
+    """
+    training = model.training
+    model.eval()
+    try:
+        documents = None if final else getattr(evaluation, "dev_documents", None)
+        split = dataset.split("dev")
+        part = bits_per_byte(model, split, documents=documents, rank=rank, world_size=world_size, precision=precision)
+        counts = reduce(Counts.merge, gather(part))
+        metrics = {"dev/bits_per_byte": counts.bits_per_byte, "dev/loss": counts.nats_per_token}
+        folder = Path(evaluation.minimal_pairs) if evaluation.minimal_pairs else dataset.pairs_dir
+        if folder is None:
+            return EvaluationResult(metrics)
+        files = _sample(read_minimal_pairs(folder), None if final else evaluation.pairs_per_file)
+        tokenizer = dataset.tokenizer()
+
+        def scorer(strings: Sequence[str]) -> Any:
+            return score_strings(
+                model, tokenizer, dataset.bos_id, strings, precision=precision, on_progress=on_progress
+            )
+
+        scores = score_pairs(files, scorer, rank=rank, world_size=world_size, gather=gather)
+    finally:
+        model.train(training)
+    summary = summarise(scores, {name: pairs[0].phenomenon for name, pairs in files.items()})
+    return EvaluationResult({**metrics, **_pair_metrics(summary)}, summary.tables(), _predictions(scores))
+
+
+def _sample(files: Mapping[str, Sequence[Pair]], count: int | None) -> dict[str, list[Pair]]:
+    return {name: [pairs[i] for i in spaced_sample(len(pairs), count)] for name, pairs in files.items()}
+
+
+def _pair_metrics(summary: Summary) -> dict[str, float]:
+    overall = summary.overall
+    metrics = {
+        "pairs/accuracy": overall.accuracy,
+        "pairs/accuracy_stderr": overall.stderr,
+        "pairs/accuracy_ties_half": overall.accuracy_ties_half,
+        "pairs/ties": float(overall.ties),
+    }
+    return metrics | {f"pairs/{row.group}/accuracy": row.accuracy for row in summary.groups}
+
+
+def _predictions(scores: Mapping[str, PairScores]) -> dict[str, dict[str, list[Any]]]:
+    return {
+        name: {
+            "preferred": [int(bad > good) for good, bad in zip(item.good, item.bad, strict=True)],
+            "good": item.good.tolist(),
+            "bad": item.bad.tolist(),
+        }
+        for name, item in scores.items()
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All or nothing: a reader never meets half a file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    os.replace(aside, path)

@@ -1,0 +1,103 @@
+"""A job in MLflow: one parent run, a child for each stage and one for the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hgrnx.data.dataset import PreparedDataset
+from hgrnx.paths import Places
+from hgrnx.report.tables import summary_rows
+from hgrnx.runs import read_json
+from hgrnx.tracking import mlflow
+
+EXPERIMENT = "hgrnx"
+
+
+class JobTracking:
+    """The driver's side of MLflow. The store must answer when a job starts; later it may go away."""
+
+    def __init__(self, places: Places) -> None:
+        """Set up or reach the store. Raises :class:`UserError` when it can't be used, before any work is done."""
+        self.uri = places.mlflow_uri
+        mlflow.init_store(self.uri)
+
+    def start(
+        self,
+        folder: Path,
+        name: str,
+        params: Mapping[str, Any],
+        dataset: PreparedDataset,
+        parent: str | None = None,
+    ) -> str:
+        """Begin the MLflow run of ``folder``, or go on in the one it had; returns its id."""
+        return mlflow.start_run(
+            self.uri,
+            EXPERIMENT,
+            name,
+            params=params,
+            tags={"folder": folder, "data_hash": dataset.hash},
+            parent_id=parent,
+            dataset={
+                "name": dataset.dir.name,
+                "hash": dataset.hash,
+                "source": str(dataset.dir),
+                "profile": {split: split_size(dataset, split) for split in ("train", "dev")},
+            },
+            run_dir=folder,
+        )
+
+    def link(self, parent: str, label: str, run_dir: Path) -> None:
+        """Note on the job that a stage was finished by an earlier one, and send what MLflow still lacks of it."""
+        run = mlflow.stored_run_id(run_dir)
+        mlflow.set_tags(self.uri, parent, {f"{label}.run": run_dir.name, f"{label}.mlflow_run": run or ""})
+        if run is not None:
+            mlflow.replay(self.uri, run, run_dir)
+
+    def finish_training(self, run: str, run_dir: Path, finished: bool) -> None:
+        """Close a stage's run with its artifacts: recipe, environment, scores and where the checkpoints are."""
+        if finished:
+            missing = mlflow.replay(self.uri, run, run_dir)
+            if missing:
+                print(
+                    f"MLflow lacks {missing} records of {run_dir.name}; the next call of this job sends them."
+                )
+            mlflow.log_artifacts(self.uri, run, [run_dir / "recipe.yaml", run_dir / "environment.json"])
+            final = run_dir / "eval" / "final.json"
+            mlflow.log_artifact(self.uri, run, final, "eval")
+            for name, table in read_json(final)["tables"].items():
+                if table:
+                    mlflow.log_table(self.uri, run, table, f"eval/{name}.json")
+            mlflow.set_tags(self.uri, run, {"checkpoint": (run_dir / "checkpoints").resolve().as_uri()})
+        self.finish(run, finished)
+
+    def log_comparison(
+        self, parent: str, folder: Path, runs: Mapping[str, Path], dataset: PreparedDataset
+    ) -> None:
+        """The table and the plots, on the job's run and on a child called ``evaluation``."""
+        aside = folder / "evaluation"
+        aside.mkdir(exist_ok=True)
+        child = self.start(aside, f"{folder.name}-evaluation", {}, dataset, parent=parent)
+        for run in (parent, child):
+            mlflow.log_table(self.uri, run, summary_rows(runs), "summary.json")
+            mlflow.log_artifact(self.uri, run, folder / "summary.md")
+            for plot in sorted(folder.glob("*.png")):
+                mlflow.log_figure(self.uri, run, plot)
+        metrics = {
+            f"{label}/{name}": value
+            for label, run_dir in runs.items()
+            for name, value in read_json(run_dir / "eval" / "final.json")["metrics"].items()
+        }
+        mlflow.log_metrics(self.uri, child, metrics)
+        self.finish(child, True)
+
+    def finish(self, run: str, finished: bool) -> None:
+        """Close a run as finished or failed."""
+        mlflow.finish_run(self.uri, run, "FINISHED" if finished else "FAILED")
+
+
+def split_size(dataset: PreparedDataset, split: str) -> dict[str, int]:
+    """Words and documents of a split, for MLflow's dataset profile."""
+    part = dataset.split(split)
+    return {"words": part.words, "documents": part.documents}

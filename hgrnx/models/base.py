@@ -1,0 +1,108 @@
+"""The contract every architecture keeps.
+
+Shapes: B rows, T tokens, D model width, V vocabulary (padded), N packed documents, L tokens of the longest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hgrnx.config import ModelConfig
+
+VOCAB_MULTIPLE = 64
+
+
+class State(Protocol):
+    """What a model remembers of the tokens it has seen; a pytree of tensors whose first dimension is the row."""
+
+    def select(self, indices: Tensor) -> State:
+        """The state of the rows ``indices`` [M] (int64), in that order; a row may be taken several times."""
+        ...
+
+
+class LanguageModel(nn.Module):
+    """Maps tokens to hidden states; the output head is ``hidden @ head_weight.T``.
+
+    The vocabulary is padded to a multiple of 64 so that it can be sharded and tiled. Rows of the head from
+    ``vocab_size`` on belong to no token: whoever uses the head masks them.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    padded_vocab_size: int
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.padded_vocab_size = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Weight of the output head, [V, D]."""
+        raise NotImplementedError
+
+    def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        """Hidden states [B, T, D] of independent rows, and the state after each row's last valid token.
+
+        Row b holds ``lengths_B[b]`` tokens and then padding (None: no padding); what stands at padded places of
+        the result is arbitrary.
+        """
+        raise NotImplementedError
+
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
+        """The state before the first token."""
+        raise NotImplementedError
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Floating-point operations for training on one token (forward and backward) in sequences of ``seq_len``."""
+        raise NotImplementedError
+
+    def hidden(
+        self, tokens_BT: Tensor, cu_seqlens: Tensor | None = None, state: State | None = None
+    ) -> tuple[Tensor, State]:
+        """Hidden states [B, T, D] and the state after the last token.
+
+        Args:
+            tokens_BT: token ids, int64.
+            cu_seqlens: offsets [N + 1] of documents packed one after the other into the single row of
+                ``tokens_BT``: strictly increasing, from 0 to T. Documents do not see each other; states have N rows.
+            state: continue from here (one row of state per row of tokens, or per document).
+        """
+        if cu_seqlens is None:
+            return self.rows(tokens_BT, None, state)
+        lengths_N = check_cu_seqlens(tokens_BT, cu_seqlens)
+        valid_NL = torch.arange(int(lengths_N.max()), device=tokens_BT.device) < lengths_N[:, None]
+        padded_NL = tokens_BT.new_zeros(valid_NL.shape)
+        padded_NL[valid_NL] = tokens_BT[0]
+        hidden_NLD, state = self.rows(padded_NL, lengths_N, state)
+        return hidden_NLD[valid_NL][None], state
+
+    def forward(self, tokens_BT: Tensor, cu_seqlens: Tensor | None = None, state: State | None = None) -> Tensor:
+        """Logits [B, T, ``vocab_size``] in float32; for small inputs, training and scoring never hold them all."""
+        hidden_BTD, _ = self.hidden(tokens_BT, cu_seqlens, state)
+        return (hidden_BTD @ self.head_weight.to(hidden_BTD.dtype).T)[..., : self.vocab_size].float()
+
+    def parameter_counts(self) -> dict[str, int]:
+        """``total``, ``embedding`` (embedding and, where it is separate, output head) and ``other`` parameters."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        embedding = sum(parameter.numel() for parameter in self._vocabulary_parameters())
+        return {"total": total, "embedding": embedding, "other": total - embedding}
+
+    def _vocabulary_parameters(self) -> Iterator[Tensor]:
+        """Parameters whose first dimension is the padded vocabulary."""
+        raise NotImplementedError
+
+
+def check_cu_seqlens(tokens_BT: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Lengths [N] of packed documents. Raises ValueError where the offsets do not cover the single row."""
+    lengths_N = cu_seqlens.diff().long()
+    if tokens_BT.shape[0] != 1:
+        raise ValueError(f"packed documents need batch 1, not {tokens_BT.shape[0]}")
+    if len(cu_seqlens) < 2 or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens_BT.shape[1] or (lengths_N < 1).any():
+        raise ValueError(f"cu_seqlens must rise strictly from 0 to {tokens_BT.shape[1]}, not {cu_seqlens.tolist()}")
+    return lengths_N

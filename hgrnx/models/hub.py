@@ -1,0 +1,202 @@
+"""Model folders in Hugging Face form: config.json (FLA's keys), safetensors (FLA's names), tokenizer files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hgrnx.config import HGRN2Config
+from hgrnx.errors import UserError
+from hgrnx.models import empty_model
+from hgrnx.models.base import LanguageModel
+from hgrnx.models.hgrn2 import intermediate_size
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_DEFAULTS: dict[str, Any] = {  # the config keys hgrnx and FLA share, with FLA's values where config.json has none
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "expand_ratio": 128,
+    "hidden_ratio": 4,
+    "use_lower_bound": True,
+    "norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+}
+_ONLY: dict[str, Any] = {  # FLA options of which hgrnx has one setting
+    "use_short_conv": False,
+    "hidden_act": "swish",
+    "elementwise_affine": True,
+    "attn": None,
+    "attnres_block_size": None,
+}
+
+
+def save_folder(model: LanguageModel, folder: Path, tokenizer_dir: Path | None = None) -> None:
+    """Write ``model`` as a Hugging Face folder that FLA's ``HGRN2ForCausalLM`` and :func:`load_folder` read.
+
+    ``vocab_size`` in config.json counts the padding rows of the stored matrices; ``hgrnx_vocab_size`` does not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    special: dict[str, int] = {}
+    if tokenizer_dir is not None:
+        for name in _TOKENIZER_FILES:
+            if (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, folder / name)
+        special = _special_ids(tokenizer_dir)
+    config = {
+        "architectures": ["HGRN2ForCausalLM"],
+        "model_type": "hgrn2",
+        "dtype": "float32",
+        **{name: getattr(model.config, name) for name in _DEFAULTS},
+        **_ONLY,
+        "num_heads": model.config.hidden_size // model.config.expand_ratio,
+        "intermediate_size": intermediate_size(model.config),
+        "vocab_size": model.padded_vocab_size,
+        "hgrnx_vocab_size": model.vocab_size,
+        **special,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def load_folder(folder: Path) -> LanguageModel:
+    """Read an HGRN2 model from a Hugging Face folder into float32 on the CPU.
+
+    Raises:
+        UserError: the folder, its config or its weights are missing, damaged or of another architecture; a tensor
+            is missing, extra or wrongly shaped.
+    """
+    path = folder / "config.json"
+    values = _read_json(path)
+    if values.get("model_type") != "hgrn2":
+        raise UserError(f"{path}: model_type is {values.get('model_type')!r}; hgrnx can load 'hgrn2'.")
+    config = _config_from_fla(values, path)
+    stored = values.get("vocab_size", 32000)
+    vocab_size = values.get("hgrnx_vocab_size", stored)
+    if not isinstance(vocab_size, int) or not isinstance(stored, int) or not 0 < vocab_size <= stored:
+        raise UserError(f"{path}: vocab_size={stored!r} and hgrnx_vocab_size={vocab_size!r} do not go together.")
+    tensors = _read_tensors(folder)
+    head = tensors.get("lm_head.weight")
+    if config.tie_word_embeddings and head is not None:
+        if not torch.equal(head, tensors.get("model.embeddings.weight", head)):
+            raise UserError(
+                f"{path}: tie_word_embeddings is true, but lm_head.weight and model.embeddings.weight differ."
+            )
+        del tensors["lm_head.weight"]
+    model = empty_model(config, vocab_size).to_empty(device="cpu")
+    for name in ("model.embeddings.weight", "lm_head.weight"):  # vocabularies that are not a multiple of 64
+        tensor = tensors.get(name)
+        if tensor is not None and tensor.ndim == 2 and len(tensor) == stored < model.padded_vocab_size:
+            tensors[name] = torch.cat([tensor, tensor.new_zeros(model.padded_vocab_size - stored, tensor.shape[1])])
+    assign_weights(model, tensors, str(folder))
+    return model
+
+
+def assign_weights(model: LanguageModel, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy ``tensors`` into ``model`` by name, whatever their precision.
+
+    Raises:
+        UserError: a tensor is missing, extra, wrongly shaped or not finite; ``where`` says in which file or folder.
+    """
+    parameters = dict(model.named_parameters())
+    problems = [f"{name} is missing" for name in parameters.keys() - tensors.keys()]
+    problems += [f"{name} does not belong to this model" for name in tensors.keys() - parameters.keys()]
+    for name in parameters.keys() & tensors.keys():
+        wanted, given = tuple(parameters[name].shape), tuple(tensors[name].shape)
+        if wanted != given:
+            problems.append(f"{name} has shape {list(given)}, not {list(wanted)}")
+        elif not tensors[name].isfinite().all():
+            problems.append(f"{name} holds values that are not finite")
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise UserError(f"The weights in {where} do not fit the model: {'; '.join(sorted(problems)[:8])}{more}.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def _config_from_fla(values: dict[str, Any], path: Path) -> HGRN2Config:
+    for key, only in _ONLY.items():
+        if values.get(key, only) != only:
+            raise UserError(f"{path}: {key}={values[key]!r} is an option of FLA that hgrnx does not have ({only!r}).")
+    fields = {name: values.get(name, default) for name, default in _DEFAULTS.items()}
+    if fields["hidden_ratio"] is None:
+        fields["hidden_ratio"] = 4
+    if fields["expand_ratio"] is None and isinstance(values.get("num_heads"), int):
+        fields["expand_ratio"] = fields["hidden_size"] // values["num_heads"]
+    try:
+        config = HGRN2Config.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from None
+    width = values.get("intermediate_size")
+    if width is not None and width != intermediate_size(config):
+        raise UserError(
+            f"{path}: intermediate_size={width}, but hidden_ratio={config.hidden_ratio} makes it "
+            f"{intermediate_size(config)}; hgrnx has no other width."
+        )
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not a model folder: there is no {path.name}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object.")
+    return values
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of ``model.safetensors``, or of the files that its index names."""
+    files = [folder / _WEIGHTS]
+    if not files[0].is_file() and (folder / _INDEX).is_file():
+        files = [folder / name for name in sorted(set(_read_json(folder / _INDEX).get("weight_map", {}).values()))]
+    if not files or not all(path.is_file() for path in files):
+        pickled = " Pickled weights (.bin, .pt) are not read: convert them to safetensors."
+        raise UserError(
+            f"{folder} lacks {next((path.name for path in files if not path.is_file()), _WEIGHTS)}."
+            + (pickled if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) else "")
+        )
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged: {error}.") from None
+    return tensors
+
+
+def _special_ids(tokenizer_dir: Path) -> dict[str, int]:
+    """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as the tokenizer names them."""
+    path = tokenizer_dir / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    names = _read_json(path)
+    added = _read_json(tokenizer_dir / "tokenizer.json").get("added_tokens", [])
+    ids = {token["content"]: token["id"] for token in added}
+    found = {}
+    for kind in ("bos", "eos", "pad"):
+        token = names.get(f"{kind}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token in ids:
+            found[f"{kind}_token_id"] = ids[token]
+    return found

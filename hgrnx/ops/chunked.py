@@ -1,0 +1,356 @@
+"""The gated linear recurrence on CPU: chunked, recomputing, with a backward written by hand.
+
+Shapes: B batch, T time, H heads, K keys, V values per head. Inside, the work is cut into slabs of a few
+sequences of one head; in a slab R is sequences, N chunks a sequence, M = R N chunks in all, C tokens a chunk,
+P tokens a block (at most 8), J = M C / P blocks.
+
+Within a chunk, o_i = sum over j <= i of ((q_i decay(j+1..i)) . k_j) v_j, where decay(j+1..i) is a product of
+gates. It must never be split as decay(..i) / decay(..j), which overflows. It is built as a tree instead:
+
+- in blocks of P tokens, from one row to the next: every earlier key is multiplied by the new row's gate;
+- then blocks are joined by two, to pairs of s tokens, until they are chunks: queries of the upper half carry
+  the decay from its start, keys of the lower half the decay to its end, and the rest is a matrix product.
+
+So every factor is a product of gates, at most 1, and gates of 0 are as good as any. The backward walks the
+same tree downwards. The gradient of a log-gate is the sum over pairs (j, i) that the gate lies between;
+it comes out of the tree as just that sum, without a difference of larger ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CHUNK = 32
+_BLOCK = 8
+_SLAB_ELEMENTS = 2**18  # numbers of a [tokens, K] slab: its few live tensors should stay in the cache
+
+
+def chunked_recurrence(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    log_f_BTHK: Tensor,
+    initial_state_BHKV: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Arguments and results are those of :func:`hgrnx.ops.gated_linear_recurrence`."""
+    if cu_seqlens is not None:
+        return _packed(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV, cu_seqlens)
+    return _ChunkedRecurrence.apply(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV)
+
+
+def _packed(
+    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state_NHKV: Tensor | None, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Documents become rows, padded to the longest of a group of similar length, and are put back."""
+    starts = cu_seqlens[:-1].to("cpu", torch.int64)
+    lengths = cu_seqlens[1:].to("cpu", torch.int64) - starts
+    order = torch.argsort(lengths, descending=True, stable=True)
+    outputs, places, states = [], [], []
+    for group in _groups_of_similar_length(lengths[order].tolist()):
+        documents = order[group]
+        position = torch.arange(int(lengths[documents[0]]))
+        inside = position < lengths[documents, None]
+        index = torch.where(inside, starts[documents, None] + position, 0)
+        # Padding follows the text, with keys of 0 and gates of 1: it changes neither outputs nor last states.
+        q_rows, k_rows, v_rows, log_f_rows = (
+            x[0].index_select(0, index.flatten()).unflatten(0, index.shape) for x in (q, k, v, log_f)
+        )
+        padding = ~inside[..., None, None]
+        k_rows, log_f_rows = k_rows.masked_fill(padding, 0), log_f_rows.masked_fill(padding, 0)
+        state = None if initial_state_NHKV is None else initial_state_NHKV[documents]
+        o, state = _ChunkedRecurrence.apply(q_rows, k_rows, v_rows, log_f_rows, state)
+        outputs.append(o[inside])
+        places.append(index[inside])
+        states.append(state)
+    o_THV = torch.cat(outputs)[torch.argsort(torch.cat(places))]
+    return o_THV[None], torch.cat(states)[torch.argsort(order)]
+
+
+def _groups_of_similar_length(lengths: list[int]) -> Iterator[slice]:
+    """Slices of descending lengths within which none is shorter than 3/4 of the longest, or than 8 less."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or lengths[end] < min(0.75 * lengths[start], lengths[start] - 8):
+            yield slice(start, end)
+            start = end
+
+
+class _Slab(NamedTuple):
+    """Sequences ``rows`` of head ``head``, T a multiple of C."""
+
+    rows: slice
+    head: int
+
+
+class _Level(NamedTuple):
+    """A joining of two halves of s tokens: upper queries, lower keys, and the decays of the two halves."""
+
+    half: int
+    q_up: Tensor  # [pairs, s, K]
+    k_low: Tensor  # [pairs, s, K]
+    decay_low: Tensor  # [pairs, 1, K]
+    decay_up: Tensor  # [pairs, 1, K]
+    scores: Tensor  # [pairs, s, s]
+
+
+class _Tree(NamedTuple):
+    """What the forward of a slab leaves for its backward."""
+
+    q_PJK: Tensor
+    k_PJK: Tensor
+    f_PJK: Tensor
+    prefix_PJK: Tensor  # decay from the block's start
+    keys: list[Tensor]  # per row i of a block, [i, J, K]: the earlier keys, decayed to that row
+    block_scores_JPP: Tensor
+    levels: list[_Level]
+    q_MCK: Tensor  # decayed from the chunk's start
+    k_MCK: Tensor  # decayed to the chunk's end
+    decay_MK: Tensor  # of the whole chunk
+
+
+class _ChunkedRecurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(q, k, v, log_f, initial_state)
+        B, T, H, K = q.shape
+        V = v.shape[-1]
+        chunk, padded = _chunking(T)
+        inputs = [_pad_time(x, padded) for x in (q, k, v, log_f)]
+        o = v.new_empty(B, padded, H, V)
+        final = torch.empty(B, H, K, V, dtype=_compute_dtype(q))
+        with torch.autocast("cpu", enabled=False):
+            for slab in _slabs(B, padded, H, K):
+                q_BTK, k_BTK, v_BTV, g_BTK = (x[slab.rows, :, slab.head] for x in inputs)
+                tree = _build_tree(q_BTK, k_BTK, g_BTK, chunk, keep=False)
+                v_MCV = _rows_of_chunks(v_BTV, chunk)
+                state = None if initial_state is None else initial_state[slab.rows, slab.head]
+                states_MKV, last_RKV = _chunk_states(tree, v_MCV, state, q_BTK.shape[0])
+                o_MCV = _outputs(tree, v_MCV)
+                o_MCV.baddbmm_(tree.q_MCK, states_MKV)
+                o[slab.rows, :, slab.head] = o_MCV.view(v_BTV.shape)
+                final[slab.rows, slab.head] = last_RKV
+        return o[:, :T], final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_o: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, log_f, initial_state = ctx.saved_tensors
+        B, T, H, K = q.shape
+        chunk, padded = _chunking(T)
+        inputs = [_pad_time(x, padded) for x in (q, k, v, log_f, grad_o)]
+        grads = [x.new_empty(B, padded, *x.shape[2:]) for x in (q, k, v, log_f)]
+        grad_initial = None if initial_state is None else torch.empty_like(initial_state)
+        with torch.autocast("cpu", enabled=False):
+            for slab in _slabs(B, padded, H, K):
+                tensors = (x[slab.rows, :, slab.head] for x in inputs)
+                state = None if initial_state is None else initial_state[slab.rows, slab.head]
+                *slab_grads, grad_state = _slab_backward(
+                    *tensors, state, grad_final[slab.rows, slab.head], chunk
+                )
+                for grad, slab_grad in zip(grads, slab_grads):
+                    grad[slab.rows, :, slab.head] = slab_grad
+                if grad_initial is not None:
+                    grad_initial[slab.rows, slab.head] = grad_state
+        return (*(x[:, :T] for x in grads), grad_initial)
+
+
+def _slab_backward(
+    q_BTK: Tensor,
+    k_BTK: Tensor,
+    v_BTV: Tensor,
+    g_BTK: Tensor,
+    do_BTV: Tensor,
+    initial_RKV: Tensor | None,
+    d_final_RKV: Tensor,
+    chunk: int,
+) -> tuple[Tensor, ...]:
+    tree = _build_tree(q_BTK, k_BTK, g_BTK, chunk, keep=True)
+    R = q_BTK.shape[0]
+    v_MCV, do_MCV = _rows_of_chunks(v_BTV, chunk), _rows_of_chunks(do_BTV, chunk)
+    M, C, V = v_MCV.shape
+    K = q_BTK.shape[-1]
+    N = M // R
+    states_MKV, _ = _chunk_states(tree, v_MCV, initial_RKV, R)
+
+    # Gradients of the state after each chunk, from the last to the first.
+    d_states_MKV = torch.bmm(tree.q_MCK.mT, do_MCV)
+    d_states_RNKV = d_states_MKV.view(R, N, K, V)
+    decay_RNK1 = tree.decay_MK.view(R, N, K, 1)
+    d_state_RKV = d_final_RKV.to(d_states_MKV.dtype, copy=True)
+    for n in reversed(range(N)):
+        before = torch.addcmul(d_states_RNKV[:, n], d_state_RKV, decay_RNK1[:, n])
+        d_states_RNKV[:, n] = d_state_RKV
+        d_state_RKV = before
+
+    dq_MCK = torch.bmm(do_MCV, states_MKV.mT)
+    dk_MCK = torch.bmm(v_MCV, d_states_MKV.mT)
+    dv_MCV = torch.bmm(tree.k_MCK, d_states_MKV)
+    # Gradient of the log of the chunk's decay; handed down, and added to, by each level.
+    d_decay = states_MKV.mul_(d_states_MKV).sum(-1).mul_(tree.decay_MK)
+
+    for level in reversed(tree.levels):
+        s, pairs = level.half, level.q_up.shape[0]
+        dq, dk = dq_MCK.view(pairs, 2 * s, K), dk_MCK.view(pairs, 2 * s, K)
+        dv, do, v = (x.view(pairs, 2 * s, V) for x in (dv_MCV, do_MCV, v_MCV))
+        do_up = do[:, s:].contiguous()
+        dq_up, dk_low = dq[:, s:] .contiguous().mul_(level.decay_low), dk[:, :s].contiguous().mul_(level.decay_up)
+        d_decay_low = (dq_up * level.q_up).sum(1).add_(d_decay)
+        d_decay_up = (dk_low * level.k_low).sum(1).add_(d_decay)
+        d_decay = torch.stack((d_decay_low, d_decay_up), 1).view(2 * pairs, K)
+        d_scores = torch.bmm(do_up, v[:, :s].mT)
+        dq[:, s:] = dq_up.baddbmm_(d_scores, level.k_low)
+        dk[:, :s] = dk_low.baddbmm_(d_scores.mT, level.q_up)
+        dv[:, :s] += torch.bmm(level.scores.mT, do_up)
+
+    dq_PJK, dk_PJK, dg_PJK = _block_backward(tree, dq_MCK, dk_MCK, dv_MCV, d_decay, v_MCV, do_MCV)
+    back = (_from_blocks(x, R) for x in (dq_PJK, dk_PJK))
+    dq, dk = back
+    return dq, dk, dv_MCV.view(v_BTV.shape), _from_blocks(dg_PJK, R), d_state_RKV
+
+
+def _block_backward(
+    tree: _Tree, dq_MCK: Tensor, dk_MCK: Tensor, dv_MCV: Tensor, d_decay_JK: Tensor, v_MCV: Tensor, do_MCV: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    P, J, K = tree.q_PJK.shape
+    V = v_MCV.shape[-1]
+    do_JPV, v_JPV = do_MCV.view(J, P, V), v_MCV.view(J, P, V)
+    d_scores_PPJ1 = torch.bmm(do_JPV, v_JPV.mT).permute(1, 2, 0).contiguous()[..., None]
+    dv_MCV.view(J, P, V).add_(torch.bmm(tree.block_scores_JPP.mT, do_JPV))
+
+    # The decayed queries and keys of the levels above.
+    dq_PJK = _to_blocks(dq_MCK.view(J, P, K)).mul_(tree.prefix_PJK)
+    dk_PJK = _to_blocks(dk_MCK.view(J, P, K))
+    dg_PJK = dq_PJK * tree.q_PJK
+    dg_PJK[P - 1] += d_decay_JK
+    for i in reversed(range(P - 1)):
+        dg_PJK[i] += dg_PJK[i + 1]
+    # Row by row, from the last: `earlier` is the gradient of the keys as decayed to row i.
+    for i in reversed(range(1, P)):
+        earlier, keys, d_scores_iJ1 = dk_PJK[:i], tree.keys[i], d_scores_PPJ1[i, :i]
+        earlier.addcmul_(d_scores_iJ1, tree.q_PJK[i])
+        dq_PJK[i] += (keys * d_scores_iJ1).sum(0)
+        dg_PJK[i] += (keys * earlier).sum(0)
+        earlier *= tree.f_PJK[i]
+    diagonal_PJ1 = d_scores_PPJ1.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
+    dq_PJK.addcmul_(diagonal_PJ1, tree.k_PJK)
+    dk_PJK.addcmul_(diagonal_PJ1, tree.q_PJK)
+    return dq_PJK, dk_PJK, dg_PJK
+
+
+def _build_tree(q_BTK: Tensor, k_BTK: Tensor, g_BTK: Tensor, chunk: int, keep: bool) -> _Tree:
+    K = q_BTK.shape[-1]
+    P = min(_BLOCK, chunk)
+    dtype = _compute_dtype(q_BTK)
+    q_PJK, k_PJK, f_PJK = (_blocks(x, P, dtype) for x in (q_BTK, k_BTK, g_BTK))
+    J = q_PJK.shape[1]
+    # The chunk's decay from the sum of logs: a product would round the same way for each gate near 1.
+    decay_MK = f_PJK.sum(0).view(-1, chunk // P, K).sum(1).exp_()
+    f_PJK.exp_()
+
+    scores_PPJ = q_PJK.new_zeros(P, P, J)
+    decayed_PJK = k_PJK.clone()
+    prefix_PJK = f_PJK.clone()
+    keys = [decayed_PJK[:0]]
+    for i in range(1, P):
+        earlier = decayed_PJK[:i]
+        earlier *= f_PJK[i]
+        prefix_PJK[i] *= prefix_PJK[i - 1]
+        keys.append(earlier.clone() if keep else earlier)
+        torch.sum(earlier * q_PJK[i], -1, out=scores_PPJ[i, :i])
+    scores_PPJ.diagonal(dim1=0, dim2=1).copy_((q_PJK * k_PJK).sum(-1).T)
+    block_scores_JPP = scores_PPJ.permute(2, 0, 1).contiguous()
+
+    decay = prefix_PJK[P - 1]
+    q_MCK = _from_blocks(q_PJK * prefix_PJK, 1).view(-1, chunk, K)
+    k_MCK = _from_blocks(decayed_PJK, 1).view(-1, chunk, K)
+    levels = []
+    s = P
+    while s < chunk:
+        q_2sK, k_2sK = q_MCK.view(-1, 2 * s, K), k_MCK.view(-1, 2 * s, K)
+        q_up, k_low = q_2sK[:, s:].contiguous(), k_2sK[:, :s].contiguous()
+        decay_low, decay_up = decay.view(-1, 2, 1, K).unbind(1)
+        levels.append(_Level(s, q_up, k_low, decay_low, decay_up, torch.bmm(q_up, k_low.mT)))
+        q_2sK[:, s:] = q_up * decay_low
+        k_2sK[:, :s] = k_low * decay_up
+        decay = (decay_low * decay_up).view(-1, K)
+        s *= 2
+    return _Tree(q_PJK, k_PJK, f_PJK, prefix_PJK, keys, block_scores_JPP, levels, q_MCK, k_MCK, decay_MK)
+
+
+def _outputs(tree: _Tree, v_MCV: Tensor) -> Tensor:
+    """Outputs from the values of the same chunk."""
+    J, P, _ = tree.block_scores_JPP.shape
+    V = v_MCV.shape[-1]
+    o_JPV = torch.bmm(tree.block_scores_JPP, v_MCV.view(J, P, V))
+    for level in tree.levels:
+        s, pairs = level.half, level.scores.shape[0]
+        o_JPV.view(pairs, 2 * s, V)[:, s:] += torch.bmm(level.scores, v_MCV.view(pairs, 2 * s, V)[:, :s])
+    return o_JPV.view(v_MCV.shape)
+
+
+def _chunk_states(tree: _Tree, v_MCV: Tensor, initial_RKV: Tensor | None, R: int) -> tuple[Tensor, Tensor]:
+    """States before each chunk, [M, K, V], and after the last, [R, K, V]."""
+    states_MKV = torch.bmm(tree.k_MCK.mT, v_MCV)
+    M, K, V = states_MKV.shape
+    states_RNKV, decay_RNK1 = states_MKV.view(R, M // R, K, V), tree.decay_MK.view(R, M // R, K, 1)
+    if initial_RKV is None:
+        state_RKV = states_MKV.new_zeros(R, K, V)
+    else:
+        state_RKV = initial_RKV.to(states_MKV.dtype, copy=True)
+    for n in range(M // R):
+        after = torch.addcmul(states_RNKV[:, n], state_RKV, decay_RNK1[:, n])
+        states_RNKV[:, n] = state_RKV
+        state_RKV = after
+    return states_MKV, state_RKV
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _chunking(T: int) -> tuple[int, int]:
+    """Tokens of a chunk (a power of two), and T rounded up to a multiple of it."""
+    chunk = 1
+    while chunk < min(T, _CHUNK):
+        chunk *= 2
+    return chunk, -(-T // chunk) * chunk
+
+
+def _slabs(B: int, T: int, H: int, K: int) -> Iterator[_Slab]:
+    rows = max(1, _SLAB_ELEMENTS // (T * K))
+    for head in range(H):
+        for start in range(0, B, rows):
+            yield _Slab(slice(start, min(start + rows, B)), head)
+
+
+def _pad_time(x_BTHK: Tensor, T: int) -> Tensor:
+    """Zeros at the end: queries, keys and values of 0, gates of 1."""
+    missing = T - x_BTHK.shape[1]
+    return torch.nn.functional.pad(x_BTHK, (0, 0, 0, 0, 0, missing)) if missing else x_BTHK
+
+
+def _rows_of_chunks(x_BTV: Tensor, chunk: int) -> Tensor:
+    return x_BTV.to(_compute_dtype(x_BTV)).contiguous().view(-1, chunk, x_BTV.shape[-1])
+
+
+def _blocks(x_BTK: Tensor, P: int, dtype: torch.dtype) -> Tensor:
+    """[R, T, K] to a fresh [P, J, K]: planes of one position in all blocks, so that row steps are contiguous."""
+    R, T, K = x_BTK.shape
+    out = torch.empty(P, R, T // P, K, dtype=dtype)
+    return out.copy_(x_BTK.unflatten(1, (T // P, P)).permute(2, 0, 1, 3)).view(P, -1, K)
+
+
+def _to_blocks(x_JPK: Tensor) -> Tensor:
+    return x_JPK.transpose(0, 1).contiguous()
+
+
+def _from_blocks(x_PJK: Tensor, R: int) -> Tensor:
+    return x_PJK.transpose(0, 1).reshape(R, -1, x_PJK.shape[-1])

@@ -1,0 +1,115 @@
+"""The training loop. Evaluation, checkpoints, metrics and progress come in as hooks.
+
+Learning rate and data order are functions of (seed, step), so a run that stops after a checkpoint and
+continues gives the same weights as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hgrnx.config import parse_duration
+from hgrnx.data.loader import TrainLoader
+from hgrnx.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, after ``step`` steps."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    words: int
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total_steps
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gave on this rank: token sums of the losses, and global facts."""
+
+    sums: dict[str, float]
+    """This rank's sums over its tokens: ``loss``, ``cross_entropy`` and, when distilling, ``kl``."""
+    tokens: int
+    """Tokens of the global batch that have a target."""
+    learning_rate: float
+    grad_norm: float
+    """Global norm of the gradient before clipping."""
+    seconds: float
+
+
+class Hook(ABC):
+    """Called on every rank after every step; collective operations inside are allowed."""
+
+    @abstractmethod
+    def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
+        """``before`` and ``now`` are the progress before and after the step that gave ``result``."""
+
+
+class Period:
+    """Tells when something that happens every ``"1 epoch"``, ``"500 steps"``, ``"1M words"`` or ``"10%"`` is due."""
+
+    def __init__(self, text: str) -> None:
+        self.amount, self.unit = parse_duration(text)
+
+    def due(self, before: Progress, now: Progress) -> bool:
+        """Whether a multiple of the period was reached between two steps, or the run has ended."""
+        return now.finished or self._count(now) > self._count(before)
+
+    def _count(self, progress: Progress) -> int:
+        position = {
+            "steps": float(progress.step),
+            "epochs": progress.epoch,
+            "words": float(progress.words),
+            "percent": 100.0 * progress.step / progress.total_steps,
+        }[self.unit]
+        return int(position / self.amount + 1e-9)
+
+
+def progress_at(loader: TrainLoader, step: int, total_steps: int) -> Progress:
+    """The progress after ``step`` of ``total_steps`` steps."""
+    return Progress(step, total_steps, loader.epoch_of(step), loader.words_seen(step))
+
+
+def train(
+    engine: Engine,
+    loader: TrainLoader,
+    *,
+    start_step: int,
+    total_steps: int,
+    micro_batch_size: int,
+    learning_rate: Callable[[int], float],
+    hooks: Sequence[Hook],
+) -> None:
+    """Take steps ``start_step`` to ``total_steps``; every rank calls it with its own engine and loader.
+
+    The gradient of a step is the sum over the global batch's tokens divided by their global number, whatever
+    the number of ranks and micro-batches.
+    """
+    before = progress_at(loader, start_step, total_steps)
+    for step in range(start_step, total_steps):
+        started = time.perf_counter()
+        batch = loader.batch(step)
+        tokens = loader.valid_tokens(step)
+        rows = batch.inputs.shape[0]
+        sums: dict[str, float] = {}
+        for row in range(0, rows, micro_batch_size):
+            inputs = batch.inputs[row : row + micro_batch_size].to(engine.device, non_blocking=True)
+            targets = batch.targets[row : row + micro_batch_size].to(engine.device, non_blocking=True)
+            output = engine.forward(inputs, targets)
+            engine.backward(output.loss_sum, tokens, last_micro=row + micro_batch_size >= rows)
+            for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        rate = learning_rate(step)
+        grad_norm = engine.step(rate)
+        result = StepResult(sums, tokens, rate, grad_norm, time.perf_counter() - started)
+        now = progress_at(loader, step + 1, total_steps)
+        for hook in hooks:
+            hook.after_step(before, now, result)
+        before = now

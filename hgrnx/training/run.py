@@ -1,0 +1,208 @@
+"""One training run from a recipe: builds the pieces, resumes from the last checkpoint, trains, writes the result.
+
+Runs in every worker of a launcher, or in a plain process. torch.distributed must have been started where there
+is more than one worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hgrnx.config import DistillConfig, Recipe, parse_duration, to_yaml
+from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.loader import TrainLoader
+from hgrnx.errors import UserError
+from hgrnx.models import build_model
+from hgrnx.objectives import Distillation, NextToken, ObjectiveModule, load_teachers
+from hgrnx.objectives.base import Objective
+from hgrnx.tracking.environment import describe_environment
+from hgrnx.tracking.tracker import CompositeTracker, JsonlTracker, NullTracker, Tracker
+from hgrnx.training import optim
+from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights
+from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_all
+from hgrnx.training.engine import build_engine, choose_device
+from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, ProgressHook
+from hgrnx.training.loop import Period, train
+
+
+class Listener(Protocol):
+    """Hears from rank 0 how a run goes: a progress bar, usually in another process."""
+
+    def __call__(self, message: dict[str, Any]) -> None: ...
+
+
+def run_training(
+    recipe: Recipe,
+    dataset: PreparedDataset,
+    run_dir: Path,
+    *,
+    listener: Listener | None = None,
+    open_trackers: Callable[[Path], Sequence[Tracker]] = lambda metrics_file: (),
+) -> dict[str, Any]:
+    """Train ``recipe`` in ``run_dir``, going on from its last whole checkpoint; every rank calls it.
+
+    ``open_trackers`` is called on rank 0 with the path of ``metrics.jsonl``; what it returns is told of every
+    line and of every durable step. Returns what is also written to ``result.json``.
+
+    Raises:
+        UserError: the data are too few for one batch, a teacher does not fit, the loss is not finite, or the
+            disk refuses.
+    """
+    rank, world = rank_and_world()
+    torch.manual_seed(recipe.seed)
+    engine = build_engine(
+        ObjectiveModule(
+            build_model(recipe.model, dataset.vocab_size, seed=recipe.seed),
+            build_objective(recipe, dataset, run_dir.parent),
+        ),
+        recipe.training,
+        recipe.launch,
+    )
+    loader = TrainLoader(
+        dataset, recipe.training.seq_len, recipe.training.batch_size, recipe.seed, rank=rank, world_size=world
+    )
+    total_steps = loader.steps_for(recipe.training.duration)
+    warmup_steps = warmup_length(recipe, loader, total_steps)
+
+    start_step, clock = 0, Clock()
+    checkpoints = run_dir / "checkpoints"
+    # Rank 0 looks and the others follow, so that all continue from the same step.
+    folder = gather_objects(latest_checkpoint(checkpoints) if rank == 0 else None)[0]
+    if folder is not None:
+        state, meta = load_checkpoint(folder)
+        engine.load_state(state)
+        start_step, clock = meta["step"], Clock(meta["seconds"], meta["tokens"])
+
+    tracker: Tracker = NullTracker()
+    if rank == 0:
+        _write_run_files(recipe, dataset, run_dir)
+        metrics = run_dir / "metrics.jsonl"
+        tracker = CompositeTracker([JsonlTracker(metrics, start_step), *open_trackers(metrics)])
+        tracker.durable(start_step)
+    finished = False
+    try:
+        every = Period(recipe.training.checkpoint_every)
+        evaluation = EvaluateHook(
+            engine,
+            build_model(recipe.model, dataset.vocab_size, seed=recipe.seed).to(engine.device).eval(),
+            dataset,
+            recipe.evaluation,
+            tracker,
+            run_dir / "eval",
+            None
+            if listener is None or rank
+            else lambda done, total: listener({"evaluated": done, "items": total}),
+        )
+        hooks: list[Hook] = [
+            LogHook(tracker, engine, clock, recipe.training.log_every, every),
+            evaluation,
+            CheckpointHook(
+                engine,
+                checkpoints,
+                every,
+                recipe.training.keep_checkpoints,
+                tracker,
+                lambda: {"seconds": clock.seconds, "tokens": clock.tokens, "recipe": recipe.identity()},
+            ),
+        ]
+        if listener is not None and rank == 0:
+            hooks.append(ProgressHook(listener))
+        train(
+            engine,
+            loader,
+            start_step=start_step,
+            total_steps=total_steps,
+            micro_batch_size=recipe.launch.micro_batch_size or recipe.training.batch_size // world,
+            learning_rate=lambda step: optim.learning_rate(step, total_steps, warmup_steps, recipe.training),
+            hooks=hooks,
+        )
+        result = {
+            "steps": total_steps,
+            "words": loader.words_seen(total_steps),
+            "epochs": loader.epoch_of(total_steps),
+            "seconds": clock.seconds,
+            "tokens_per_second": clock.tokens / clock.seconds,
+            "peak_memory_mb": peak_memory_mb(engine.device),
+            "workers": world,
+            "parameters": evaluation.model.parameter_counts(),
+        }
+        peaks = gather_objects(result["peak_memory_mb"])
+        result["peak_memory_mb"] = max(peaks)
+        if rank == 0:
+            write_json(run_dir / "result.json", result)
+        wait_for_all()
+        finished = True
+        return result
+    finally:
+        tracker.close(final=finished)
+
+
+def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path) -> Objective:
+    """Next token, or distillation from the recipe's teachers: names of runs in ``runs``, or folders."""
+    distill: DistillConfig | None = recipe.distill
+    if distill is None:
+        return NextToken()
+    if not distill.teachers:
+        raise UserError(
+            "distill.teachers is empty: name a finished run or a Hugging Face folder to learn from."
+        )
+    teacher = load_teachers(
+        distill.teachers,
+        dataset.tokenizer_hash,
+        dataset.vocab_size,
+        last_weights,
+        choose_device(recipe.launch),
+        recipe.training.precision,
+        runs,
+    )
+    return Distillation(teacher, distill.weight, distill.temperature)
+
+
+def last_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """The weights of a run's last whole checkpoint, by parameter name.
+
+    Raises:
+        UserError: the run has none.
+    """
+    folder = latest_checkpoint(run_dir / "checkpoints")
+    if folder is None:
+        raise UserError(f"The run {run_dir} has no checkpoint yet. Start it again to continue it.")
+    return load_weights(folder)
+
+
+def warmup_length(recipe: Recipe, loader: TrainLoader, total_steps: int) -> int:
+    """Steps of the warm-up; a percentage is of the whole run."""
+    amount, unit = parse_duration(recipe.training.warmup)
+    if unit == "percent":
+        return max(1, round(total_steps * amount / 100))
+    return min(total_steps, loader.steps_for(recipe.training.warmup))
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in megabytes: of the GPU's allocator, or of this process on CPU (resident, all it ever used)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write aside and rename, so that a kill never leaves half a file."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _write_run_files(recipe: Recipe, dataset: PreparedDataset, run_dir: Path) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    facts = {"data_hash": dataset.hash, "tokenizer_hash": dataset.tokenizer_hash, "data": str(dataset.dir)}
+    write_json(
+        run_dir / "environment.json", describe_environment({**facts, "vocab_size": dataset.vocab_size})
+    )

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hgrnx.config import DataConfig
+from hgrnx.data.dataset import PreparedDataset, open_dataset
+from hgrnx.errors import UserError
+
+CONFIG = DataConfig(track="strict-small", vocab_size=380)
+
+
+@pytest.fixture
+def root(small: PreparedDataset, tmp_path: Path) -> Path:
+    """A data root with a copy of the small dataset."""
+    shutil.copytree(small.dir, tmp_path / small.dir.name)
+    return tmp_path
+
+
+def test_opens_without_the_text(small: PreparedDataset, root: Path) -> None:
+    opened = open_dataset(CONFIG, root, verify=True)
+    assert (opened.hash, opened.tokenizer_hash) == (small.hash, small.tokenizer_hash)
+    assert (opened.bos_id, opened.eos_id, opened.vocab_size) == (0, 1, 380)
+    assert PreparedDataset.open(opened.dir).hash == small.hash
+
+
+def test_not_prepared(root: Path) -> None:
+    with pytest.raises(UserError, match="is not prepared in .* Run: hgrnx prepare --track strict-small"):
+        open_dataset(CONFIG.model_copy(update={"vocab_size": 381}), root)
+    with pytest.raises(UserError, match="missing or damaged"):
+        PreparedDataset.open(root)
+
+
+DAMAGES: list[tuple[Callable[[Path], object], str]] = [
+    (lambda d: (d / "train/tokens.bin").unlink(), r"train/tokens\.bin is missing"),
+    (lambda d: (d / "dev/doc_bytes.npy").write_bytes(b""), r"dev/doc_bytes\.npy has 0 bytes instead of"),
+    (
+        lambda d: (d / "train/word_starts.bin").write_bytes((d / "train/word_starts.bin").read_bytes()[:-1]),
+        r"train/word_starts\.bin has .* bytes instead of",
+    ),
+    (lambda d: (d / "manifest.json").unlink(), r"manifest\.json is missing or damaged"),
+    (lambda d: (d / "manifest.json").write_text('{"settings"'), r"manifest\.json is missing or damaged"),
+    (lambda d: (d / "manifest.json").write_text("[]"), r"manifest\.json is missing or damaged"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_damage_is_named(root: Path, damage: Callable[[Path], object], message: str) -> None:
+    (folder,) = root.iterdir()
+    damage(folder)
+    with pytest.raises(UserError, match=message + ".* Prepare it again: hgrnx prepare .* --fresh"):
+        open_dataset(CONFIG, root)
+    with pytest.raises(UserError, match=message):
+        PreparedDataset.open(folder)
+
+
+def test_an_altered_byte_is_found_on_request(root: Path) -> None:
+    (folder,) = root.iterdir()
+    path = folder / "train" / "tokens.bin"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    open_dataset(CONFIG, root)
+    with pytest.raises(UserError, match=r"train/tokens\.bin was altered"):
+        open_dataset(CONFIG, root, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("format", 0, "another version"), ("block_lines", 3, "other settings than its name says")],
+)
+def test_renamed_or_old_folders(root: Path, key: str, value: int, message: str) -> None:
+    (folder,) = root.iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["settings"][key] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=message):
+        open_dataset(CONFIG, root)

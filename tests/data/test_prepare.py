@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import lines
+
+from hgrnx.config import DataConfig
+from hgrnx.data import shards
+from hgrnx.data import prepare as module
+from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.prepare import prepare
+from hgrnx.errors import UserError
+
+Write = Callable[..., Path]
+BABYLM = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "babylm"
+
+
+def config(source: Path, **changes: Any) -> DataConfig:
+    return DataConfig(**{"track": "strict-small", "source": str(source), "vocab_size": 300, **changes})
+
+
+def text_of(dataset: PreparedDataset, split: str) -> list[str]:
+    """The documents as they were: without BOS and without the space before each line."""
+    part, tokenizer = dataset.split(split), dataset.tokenizer()
+    bounds = zip(part.doc_offsets[:-1], part.doc_offsets[1:], strict=True)
+    texts = [tokenizer.decode(part.tokens[a + 1 : b].tolist()) for a, b in bounds]
+    return ["".join(line[1:] for line in text.splitlines(keepends=True)) for text in texts]
+
+
+def test_tokens_are_the_text(write: Write, tmp_path: Path) -> None:
+    source = write({"a.train": lines(20), "b.txt": lines(5, 100), "c.dev": lines(9, 200)})
+    dataset = prepare(config(source), tmp_path / "data")
+    assert text_of(dataset, "train") == [lines(8), lines(8, 8), lines(4, 16), lines(5, 100)]
+    assert text_of(dataset, "dev") == [lines(8, 200), lines(1, 208)]
+    for split in ("train", "dev"):
+        part, texts = dataset.split(split), text_of(dataset, split)
+        assert part.documents == len(texts)
+        assert part.words == sum(len(text.split()) for text in texts) == part.word_starts.sum()
+        assert part.doc_bytes.tolist() == [len(text.encode()) for text in texts]
+        assert (part.tokens[part.doc_offsets[:-1]] == dataset.bos_id).all()
+        assert (part.tokens == dataset.bos_id).sum() == part.documents
+    assert dataset.pairs_dir is None
+
+
+def test_manifest_counts_every_word(write: Write, tmp_path: Path) -> None:
+    source = write({"a.train": "one two\n\nthree\r\n", "b.dev": lines(3)})
+    manifest = prepare(config(source), tmp_path / "data").manifest
+    first = manifest["sources"][0]
+    assert first["name"] == "a.train"
+    assert (first["lines"], first["blank_lines"], first["crlf_lines"]) == (3, 1, 1)
+    assert first["available_words"] == {"train": 3, "dev": 0}
+    assert {key: first["train"][key] for key in ("documents", "words", "bytes")} == {
+        "documents": 1,
+        "words": 3,
+        "bytes": len("one two\nthree\n"),
+    }
+    assert manifest["splits"]["dev"]["words"] == len(lines(3).split())
+    assert manifest["tokenizer"]["trained_on_words"] == 3
+    on_disk = {p.relative_to(tmp_path / "data").parts[1:] for p in (tmp_path / "data").glob("strict*/**/*.*")}
+    assert {tuple(name.split("/")) for name in manifest["files"]} | {("manifest.json",)} == on_disk
+
+
+def test_the_tokenizer_sees_training_text_only(write: Write, tmp_path: Path) -> None:
+    """Another development text: the same tokenizer. Another training text: another one."""
+    train = lines(50)
+    made = [
+        prepare(config(write({"a.train": text, "a.dev": dev}, name)), tmp_path / name)
+        for name, text, dev in (
+            ("one", train, "zebra zebra\n" * 40),
+            ("two", train, "quagga\n"),
+            ("three", train + "zebra zebra\n" * 40, "quagga\n"),
+        )
+    ]
+    assert made[0].tokenizer_hash == made[1].tokenizer_hash != made[2].tokenizer_hash
+    assert made[0].hash != made[1].hash
+
+
+def test_the_budget_is_a_limit(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write({"a.train": "one two three\n" * 4, "a.dev": "x y\n" * 99})
+    small = module.find_track(config(source)).__class__("strict-small", 12, None, True)
+    monkeypatch.setattr(module, "find_track", lambda config: small)
+    assert prepare(config(source), tmp_path / "data").split("train").words == 12
+    source = write({"a.train": "one two three\n" * 5, "a.dev": "x y\n"}, "more")
+    with pytest.raises(UserError, match=r"has 15 words, 3 more than the 12 of the track strict-small"):
+        prepare(config(source), tmp_path / "data", fresh=True)
+    assert prepare(config(source, words=12, block_lines=1), tmp_path / "data").split("train").words == 12
+
+
+def test_words_take_a_share_of_each_file(write: Write, tmp_path: Path) -> None:
+    source = write({"a.train": lines(400), "b.train": lines(100, 400), "a.dev": lines(8, 900)})
+    total = len(lines(500).split())
+    dataset = prepare(config(source, words=total // 4, block_lines=2), tmp_path / "data")
+    _, first, second = dataset.manifest["sources"]
+    for row in (first, second):
+        assert 0 <= row["available_words"]["train"] / 4 - row["train"]["words"] <= 16  # less than a document
+        assert row["train"]["words"] * 4 <= row["available_words"]["train"]
+    texts = text_of(dataset, "train")
+    assert "".join(texts).startswith(lines(2 * first["train"]["documents"]) + lines(2, 400))  # from the beginning
+    assert dataset.split("dev").words == len(lines(8, 900).split())
+    with pytest.raises(UserError, match="words=2 is too few"):
+        prepare(config(source, words=2), tmp_path / "data")
+
+
+def test_development_text_is_held_out_where_there_is_none(write: Write, tmp_path: Path) -> None:
+    source = write({"a.train": lines(140), "b.train": lines(70, 140)})
+    everything = prepare(config(source, block_lines=1), tmp_path / "data")
+    assert text_of(everything, "dev") == [lines(1), lines(1, 100), lines(1, 200)]
+    assert everything.split("train").documents == 207
+    assert not set(text_of(everything, "dev")) & set(text_of(everything, "train"))
+    # A smaller share of the training text is measured on the same development text.
+    part = prepare(config(source, block_lines=1, words=100), tmp_path / "data")
+    assert text_of(part, "dev") == text_of(everything, "dev")
+    with pytest.raises(UserError, match="too little training text"):
+        prepare(config(write({"a.txt": "a single document\n"}, "tiny")), tmp_path / "data")
+
+
+def test_second_call_does_nothing(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, root = write({"a.train": lines(30), "a.dev": lines(3)}), tmp_path / "data"
+    first = prepare(config(source), root)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    monkeypatch.setattr(module, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(module, "file_sha256", lambda _: pytest.fail("read the text"))
+    assert prepare(config(source), root).hash == first.hash
+    assert prepare(config(source).model_copy(update={"source": None}), root).hash == first.hash
+    assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+def test_same_text_elsewhere_is_the_same(write: Write, tmp_path: Path) -> None:
+    source, root = write({"a.train": lines(30), "a.dev": lines(3)}), tmp_path / "data"
+    first = prepare(config(source), root)
+    shutil.copytree(source, tmp_path / "copy", copy_function=shutil.copy)  # newer, but equal
+    assert prepare(config(tmp_path / "copy"), root).dir == first.dir
+    assert prepare(config(tmp_path / "copy"), tmp_path / "again").hash == first.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "a.train").write_text(lines(31)), "a.train has changed"),
+        (lambda folder: (folder / "a.dev").write_text(lines(3).replace("n", "m")), "a.dev has changed"),
+        (lambda folder: (folder / "b.txt").write_text("new\n"), "b.txt was added"),
+        (lambda folder: (folder / "a.dev").unlink(), "a.dev was removed"),
+    ],
+)
+def test_other_text_is_not_taken_for_the_prepared(
+    write: Write, tmp_path: Path, change: Callable[[Path], Any], message: str
+) -> None:
+    source, root = write({"a.train": lines(30), "a.dev": lines(3)}), tmp_path / "data"
+    first = prepare(config(source), root)
+    change(source)
+    with pytest.raises(UserError, match=f"prepared from other text: {message}.*--fresh"):
+        prepare(config(source), root)
+    replaced = prepare(config(source), root, fresh=True)
+    assert replaced.dir == first.dir
+    assert replaced.hash != first.hash
+    assert sorted(p.name for p in root.iterdir()) == [f".{first.dir.name}.lock", first.dir.name]
+
+
+def test_source_is_needed_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs its text: hgrnx prepare --track strict-small --source DIR"):
+        prepare(DataConfig(track="strict-small"), tmp_path)
+
+
+def test_progress_ends_complete(write: Write, tmp_path: Path) -> None:
+    source = write({"a.train": lines(30), "b.train": lines(9), "a.dev": lines(3)})
+    seen: dict[str, list[tuple[int, int]]] = {}
+    prepare(
+        config(source),
+        tmp_path / "data",
+        on_progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
+    )
+    assert list(seen) == ["count", "tokenizer", "tokens"]
+    for steps in seen.values():
+        assert steps == sorted(steps)
+        assert steps[-1][0] == steps[-1][1] > 0
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("where", ["_save", "count_word_starts"])
+def test_a_disk_that_refuses_leaves_nothing(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, where: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(shards, where, refuse)
+    root = tmp_path / "data"
+    message = "Cannot write" if code == errno.EROFS else "disk .* is full"
+    with pytest.raises(UserError, match=message):
+        prepare(config(write({"a.train": lines(30), "a.dev": lines(3)})), root)
+    assert [path.name for path in root.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_full_device(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    opened = Path.open
+
+    def open_full(path: Path, *args: Any, **kwargs: Any) -> Any:
+        return opened(Path("/dev/full") if path.name == "tokens.bin" else path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(UserError, match="is full; what was half written is removed"):
+        prepare(config(write({"a.train": lines(30), "a.dev": lines(3)})), tmp_path / "data")
+    assert not list((tmp_path / "data").glob("**/*.bin"))
+
+
+def test_data_root_that_cannot_be_written(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="Cannot write .*HGRNX_DATA"):
+        prepare(config(write({"a.train": lines(30)})), tmp_path / "file" / "data")
+
+
+def test_a_file_that_changes_meanwhile(write: Write, tmp_path: Path) -> None:
+    source = write({"a.train": lines(30), "a.dev": lines(3)})
+
+    def touch(stage: str, done: int, total: int) -> None:
+        if stage == "tokens":
+            os.utime(source / "a.train", ns=(1, done))
+
+    with pytest.raises(UserError, match=r"a\.train was changed while it was read"):
+        prepare(config(source), tmp_path / "data", on_progress=touch)
+
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+from hgrnx.config import DataConfig
+from hgrnx.data.prepare import prepare
+
+def act(stage, done, total):
+    if sys.argv[3] == "die" and stage == "tokens":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if sys.argv[3] == "wait" and stage == "tokens":
+        time.sleep(0.05)
+    if stage == "tokens" and done == total:
+        print("built")
+
+config = DataConfig(track="strict-small", source=sys.argv[1], vocab_size=300)
+print(prepare(config, Path(sys.argv[2]), on_progress=act).hash)
+"""
+
+
+def start(source: Path, root: Path, how: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(source), str(root), how]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_leaves_nothing_in_the_way(write: Write, tmp_path: Path) -> None:
+    source, root = write({"a.train": lines(30), "a.dev": lines(3)}), tmp_path / "data"
+    assert start(source, root, "die").wait() == -signal.SIGKILL
+    (partial,) = root.glob(".*.partial")
+    assert (partial / "tokenizer" / "tokenizer.json").is_file()
+    with pytest.raises(UserError, match="is not prepared"):
+        module.open_dataset(config(source), root)
+    dataset = prepare(config(source), root)
+    assert np.array_equal(dataset.split("dev").doc_bytes, [len(lines(3))])
+    assert not partial.exists()
+
+
+def test_two_processes_make_it_once(write: Write, tmp_path: Path) -> None:
+    source, root = write({"a.train": lines(100), "a.dev": lines(3)}), tmp_path / "data"
+    outputs = [process.communicate()[0].split() for process in [start(source, root, "wait") for _ in "ab"]]
+    assert sorted(map(len, outputs)) == [1, 2]  # one built, both have the hash
+    assert len({output[-1] for output in outputs}) == 1
+
+
+@pytest.mark.skipif(not BABYLM.is_dir(), reason="the BabyLM-like text is not on this machine")
+def test_real_text(tmp_path: Path) -> None:
+    source = tmp_path / "babylm"
+    for name in ("train_10M/childes.train", "train_10M/simple_wiki.train", "dev/simple_wiki.dev"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        raw = (BABYLM / name).read_bytes()[:150_000]
+        (source / name).write_bytes(raw[: raw.rindex(b"\n") + 1])
+    dataset = prepare(config(source, vocab_size=2_000), tmp_path / "data")
+    for row in dataset.manifest["sources"]:
+        text = (source / row["name"]).read_text(encoding="utf-8")
+        assert row["train"]["words"] + row["dev"]["words"] == len(text.split())
+        kept = [line + "\n" for line in text.split("\n") if line.strip()]
+        split = "dev" if row["name"].startswith("dev/") else "train"
+        assert row[split]["bytes"] == sum(len(line.encode()) for line in kept)
+        assert row[split]["documents"] == -(-len(kept) // 8)
+    assert dataset.split("train").word_starts.sum() == dataset.split("train").words

@@ -1,0 +1,6 @@
+from __future__ import annotations
+
+import os
+
+# Some virtual machines announce AMX but hide its tile layout, and oneDNN's bfloat16 products die of SIGILL there.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")

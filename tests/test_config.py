@@ -1,0 +1,160 @@
+"""Recipes: every problem at once, by name; values that survive the way to YAML and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hgrnx.config import (
+    DataConfig,
+    DistillRecipe,
+    HGRN2Config,
+    Recipe,
+    TrainingConfig,
+    flatten,
+    load_recipe,
+    parse_duration,
+    run_name,
+    shipped_recipes,
+    to_yaml,
+)
+from hgrnx.errors import UserError
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: x\ntraining:\n  batch_sizze: 3\n  learning_rate: fast\nmodel:\n  hidden_size: 100\n")
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, ["distil.temperature=2", "seed=true", "nonsense"])
+    message = str(caught.value)
+    for part in (
+        "6 problems",
+        "training.batch_sizze: there is no such key; did you mean training.batch_size?",
+        "training.learning_rate: Input should be a valid number",
+        "hidden_size=100 must be a multiple of expand_ratio=64",
+        "distil: there is no such key; did you mean distill?",
+        "seed: Input should be a valid integer (given: true)",
+        "'nonsense': write overrides as key=value",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "is empty"),
+        ("- a\n", "not a mapping"),
+        ("name: x\nname: y\n", "line 2: not valid YAML: the key 'name' is written twice"),
+        ("name: [\n", "not valid YAML"),
+        ("name: x\ntraining:\n  seq_len: '512'\n", "training.seq_len: Input should be a valid integer"),
+        ("name: x\ntraining:\n  duration: 5 years\n", "'5 years' is not a duration"),
+        ("name: x\ntraining:\n  batch_size: 9\nlaunch:\n  num_workers: 2\n", "must be a multiple of launch.num_workers"),
+        ("name: x\nlaunch:\n  micro_batch_size: 7\n", "launch.micro_batch_size=7 must divide"),
+        ("name: x\nstudent: {}\n", "there is no teacher"),
+        ("name: x\nteacher: {}\ndistill:\n  teachers: [a]\n", "there are two teachers"),
+        ("name: 'a b'\n", "name: String should match pattern"),
+    ],
+)
+def test_refusals(tmp_path: Path, text: str, part: str) -> None:
+    with pytest.raises(UserError, match=".*") as caught:
+        load_recipe(write(tmp_path, text))
+    assert part in str(caught.value)
+
+
+def test_missing_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'demo'"):
+        load_recipe("demmo")
+
+
+def test_recipe_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(UserError, match="not UTF-8 text \\(byte 9\\)"):
+        load_recipe(str(path))
+
+
+def test_overrides_are_typed_and_do_not_touch_anchored_twins() -> None:
+    recipe = load_recipe("demo", ["student.hidden_size=64", "training.learning_rate=1e-3", "distill.temperature=3"])
+    assert isinstance(recipe, DistillRecipe) and recipe.teacher is not None
+    assert (recipe.student.hidden_size, recipe.teacher.hidden_size) == (64, 128)
+    assert recipe.training.learning_rate == 1e-3 and recipe.distill.temperature == 3
+
+
+@given(
+    st.builds(
+        Recipe,
+        name=st.just("x"),
+        seed=st.integers(0, 2**31),
+        data=st.builds(DataConfig, words=st.none() | st.integers(1, 10**9), vocab_size=st.integers(300, 10**6)),
+        training=st.builds(
+            TrainingConfig, learning_rate=st.floats(1e-9, 1), batch_size=st.just(8), weight_decay=st.floats(0, 1)
+        ),
+    )
+)
+def test_yaml_round_trip(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> None:
+    assert load_recipe(write(tmp_path_factory.mktemp("r"), to_yaml(recipe))) == recipe
+
+
+def test_flat_keys_are_override_keys(tmp_path: Path) -> None:
+    recipe = Recipe(name="x")
+    flat = flatten(recipe)
+    assert flat["training.learning_rate"] == 1e-3 and flat["model.hidden_size"] == 256
+    numbers = [f"{key}={value}" for key, value in flat.items() if isinstance(value, (int, float))]
+    assert load_recipe(write(tmp_path, "name: x\n"), numbers) == recipe
+
+
+def test_name_changes_with_what_decides_the_weights_and_only_with_that() -> None:
+    recipe = Recipe(name="x")
+    name = run_name(recipe, "data")
+    other_seed = recipe.model_copy(update={"seed": 1})
+    other_rate = recipe.model_copy(update={"training": TrainingConfig(learning_rate=2e-3)})
+    assert len({name, run_name(other_seed, "data"), run_name(other_rate, "data"), run_name(recipe, "else")}) == 4
+    launch = recipe.launch.model_copy(update={"num_workers": 2, "zero_stage": 3})
+    assert run_name(recipe.model_copy(update={"launch": launch}), "data") == name
+    moved = recipe.data.model_copy(update={"source": "/elsewhere"})
+    assert run_name(recipe.model_copy(update={"data": moved}), "data") == name
+
+
+def test_stages_of_a_distillation() -> None:
+    recipe = DistillRecipe(name="x", seed=3, teacher=HGRN2Config(hidden_size=128))
+    teacher, student, twin = recipe.teacher_recipe(), recipe.student_recipe(["t"]), recipe.twin_recipe()
+    assert teacher is not None and teacher.model.hidden_size == 128 and teacher.seed != student.seed
+    assert student.distill is not None and student.distill.teachers == ("t",)
+    assert twin.distill is None and twin.seed == student.seed and twin.model == student.model
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3 epochs", (3, "epochs")),
+        ("1 step", (1, "steps")),
+        ("1.5M words", (1_500_000, "words")),
+        ("5%", (5, "percent")),
+        ("2k steps", (2000, "steps")),
+    ],
+)
+def test_durations(text: str, expected: tuple[float, str]) -> None:
+    assert parse_duration(text) == expected
+
+
+@given(st.text(max_size=12))
+def test_durations_parse_or_refuse(text: str) -> None:
+    try:
+        amount, unit = parse_duration(text)
+    except ValueError:
+        return
+    assert amount > 0 and unit in {"steps", "epochs", "words", "percent"}

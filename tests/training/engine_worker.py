@@ -1,0 +1,145 @@
+"""The processes of the engine tests: ``engine_worker.py FOLDER``.
+
+``FOLDER/jobs.json`` is a list of jobs, done one after the other: ``world_size`` and ``cases``, which are the
+arguments of :func:`run_case`. Every rank of a job is a fork of this process, so that the imports are paid
+once. Rank 0 leaves ``NAME.json`` (losses of the whole batch and gradient norms, by step) and
+``NAME.safetensors`` (weights) in FOLDER.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch import distributed as dist
+
+from hgrnx.config import HGRN2Config, LaunchConfig, TrainingConfig
+from hgrnx.models import build_model
+from hgrnx.objectives import NextToken, ObjectiveModule
+from hgrnx.training.checkpoint import load_checkpoint, save_checkpoint
+from hgrnx.training.engine import Engine, build_engine
+
+BATCH, LENGTH, VOCABULARY = 24, 16, 300
+MODEL = HGRN2Config(hidden_size=34, num_hidden_layers=2, expand_ratio=17)
+"""Its norms do not divide by 4, so shards over four ranks are padded."""
+
+
+def global_batch(step: int) -> tuple[Tensor, Tensor, int]:
+    """Random tokens of a step, with rows of different numbers of valid targets, and their global count."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1), generator=generator)
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].clone()
+    for row in range(BATCH):
+        targets[row, LENGTH - (row * 5 + step) % LENGTH :] = -100
+    return inputs, targets, int((targets != -100).sum())
+
+
+def training_config(precision: str = "fp32", **changes: Any) -> TrainingConfig:
+    """Clipping bites in every step (the norms are above 1), weight decay shows within 20 steps."""
+    values: dict[str, Any] = {"batch_size": BATCH, "max_grad_norm": 0.5, "weight_decay": 0.5, **changes}
+    return TrainingConfig(precision=precision, **values)  # type: ignore[arg-type]
+
+
+def make_engine(
+    engine: str, stage: int = 2, precision: str = "fp32", micro: int | None = None, **changes: Any
+) -> Engine:
+    """An engine around the tiny model, which always starts from the same weights."""
+    launch = LaunchConfig(engine=engine, zero_stage=stage, micro_batch_size=micro)  # type: ignore[arg-type]
+    module = ObjectiveModule(build_model(MODEL, VOCABULARY, seed=1), NextToken())
+    return build_engine(module, training_config(precision, **changes), launch)
+
+
+def take_step(engine: Engine, step: int, learning_rate: float = 1e-3) -> tuple[float, float]:
+    """One step on this rank's rows of the global batch. Returns this rank's share of the loss, and the norm."""
+    inputs, targets, count = global_batch(step)
+    share = BATCH // engine.world_size
+    rows = share // engine.micro_steps
+    loss = 0.0
+    for micro in range(engine.micro_steps):
+        first = engine.rank * share + micro * rows
+        output = engine.forward(inputs[first : first + rows], targets[first : first + rows])
+        engine.backward(output.loss_sum, count, micro == engine.micro_steps - 1)
+        loss += float(output.loss_sum.detach()) / count
+    return loss, engine.step(learning_rate)
+
+
+def run_case(
+    folder: Path,
+    name: str,
+    engine: str,
+    stage: int = 0,
+    precision: str = "fp32",
+    micro: int | None = None,
+    steps: int = 20,
+    start: int = 0,
+    load: str | None = None,
+    save_at: int | None = None,
+) -> None:
+    """Take ``steps`` steps from ``start``, after loading the checkpoint ``load``; save one before ``save_at``."""
+    built = make_engine(engine, stage, precision, micro)
+    if load is not None:
+        built.load_state(load_checkpoint(Path(load))[0])
+    losses, norms = [], []
+    for step in range(start, start + steps):
+        if step == save_at:
+            state = built.state()
+            if built.rank == 0:
+                save_checkpoint(folder / f"{name}-checkpoints", step, state, {}, keep=1)
+        loss, norm = take_step(built, step)
+        losses.append(loss)
+        norms.append(norm)
+    total = torch.tensor(losses, dtype=torch.float64)
+    if built.world_size > 1:
+        dist.all_reduce(total)
+    weights = built.weights()
+    if built.rank == 0:
+        save_file(weights, folder / f"{name}.safetensors")
+        result = {"losses": total.tolist(), "norms": norms, "micro_steps": built.micro_steps}
+        (folder / f"{name}.json").write_text(json.dumps(result))
+    built.close()
+
+
+def run_rank(world_size: int, rank: int, cases: list[dict[str, Any]], folder: Path) -> None:
+    if world_size > 1:
+        meet = f"file://{folder}/meet-{world_size}"
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
+    for case in cases:
+        run_case(folder, **case)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed  # noqa: F401 (once, here, instead of in every process)
+
+    folder = Path(sys.argv[1])
+    for job in json.loads((folder / "jobs.json").read_text()):
+        children = []
+        for rank in range(job["world_size"]):
+            child = os.fork()
+            if child == 0:
+                failed = 1
+                try:
+                    run_rank(job["world_size"], rank, job["cases"], folder)
+                    failed = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(failed)
+            children.append(child)
+        if any([os.waitpid(child, 0)[1] for child in children]):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

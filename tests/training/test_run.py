@@ -1,0 +1,145 @@
+"""Whole runs in this process: resumption bit for bit, distillation's fixed points, messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hgrnx.config import DataConfig, Recipe, recipe_from_dict
+from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.prepare import prepare
+from hgrnx.errors import UserError
+from hgrnx.training import loop
+from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
+from hgrnx.training.run import last_weights, run_training
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return prepare(DataConfig(track="demo", words=3000, vocab_size=400), tmp_path_factory.mktemp("data"))
+
+
+def recipe(**changes: dict[str, object]) -> Recipe:
+    values: dict[str, dict[str, object]] = {
+        "model": {"hidden_size": 32, "num_hidden_layers": 2, "expand_ratio": 16},
+        "training": {
+            "duration": "6 steps",
+            "batch_size": 4,
+            "seq_len": 32,
+            "precision": "fp32",
+            "checkpoint_every": "3 steps",
+            "log_every": 2,
+            "learning_rate": 5e-3,
+        },
+        "evaluation": {"every": "6 steps", "dev_documents": 4, "pairs_per_file": 2},
+        "launch": {"engine": "torch", "micro_batch_size": 2},
+        "data": {"track": "demo", "words": 3000, "vocab_size": 400},
+    }
+    for section, change in changes.items():
+        values[section] = {**values.get(section, {}), **change}
+    made = recipe_from_dict({"name": "x", **values})
+    assert isinstance(made, Recipe)
+    return made
+
+
+def lines(run_dir: Path) -> list[dict[str, float]]:
+    timings = {"time", "train/tokens_per_second"}
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in timings} for record in records]
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_stop_and_resume_is_bit_for_bit(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_training(recipe(), dataset, tmp_path / "whole")
+
+    progress_at = loop.progress_at
+
+    def stop_after_five(loader: object, step: int, total: int) -> loop.Progress:
+        if step == 5:
+            raise Stopped
+        return progress_at(loader, step, total)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "progress_at", stop_after_five)
+    with pytest.raises(Stopped):
+        run_training(recipe(), dataset, tmp_path / "halves")
+    monkeypatch.undo()
+    folder = latest_checkpoint(tmp_path / "halves" / "checkpoints")
+    assert folder is not None and folder.name == "step-00000003"
+    assert not (tmp_path / "halves" / "result.json").exists()
+    run_training(recipe(), dataset, tmp_path / "halves")
+
+    states = [load_checkpoint(tmp_path / name / "checkpoints" / "step-00000006") for name in ("whole", "halves")]
+    (whole, _), (halves, _) = states
+    for name, tensor in whole.weights.items():
+        assert torch.equal(tensor, halves.weights[name]), name
+        assert torch.equal(whole.optimizer["exp_avg"][name], halves.optimizer["exp_avg"][name]), name
+    assert lines(tmp_path / "whole") == lines(tmp_path / "halves")
+
+
+def test_micro_batches_do_not_change_the_run(dataset: PreparedDataset, tmp_path: Path) -> None:
+    run_training(recipe(), dataset, tmp_path / "two")
+    run_training(recipe(launch={"micro_batch_size": 4}), dataset, tmp_path / "one")
+    for name, tensor in last_weights(tmp_path / "two").items():
+        torch.testing.assert_close(tensor, last_weights(tmp_path / "one")[name], rtol=1e-4, atol=1e-6)
+
+
+def test_distilling_from_itself_gives_no_divergence_at_the_first_step(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    # A teacher whose last checkpoint is the student's start: one step at a vanishing learning rate.
+    still = {"duration": "1 steps", "learning_rate": 1e-30, "weight_decay": 0.0}
+    run_training(recipe(training=still), dataset, tmp_path / "teacher")
+    student = recipe(training=still, distill={"teachers": ["teacher"], "weight": 0.5, "temperature": 2.0})
+    run_training(student, dataset, tmp_path / "student")
+    first = lines(tmp_path / "student")[0]
+    assert abs(first["train/kl"]) < 1e-6
+    assert first["train/loss"] == pytest.approx(0.5 * first["train/cross_entropy"], rel=1e-5)
+
+
+def test_weight_zero_is_the_plain_run_bit_for_bit(dataset: PreparedDataset, tmp_path: Path) -> None:
+    run_training(recipe(), dataset, tmp_path / "plain")
+    run_training(recipe(distill={"teachers": ["plain"], "weight": 0.0}), dataset, tmp_path / "zero")
+    plain, zero = last_weights(tmp_path / "plain"), last_weights(tmp_path / "zero")
+    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+    assert lines(tmp_path / "plain") == lines(tmp_path / "zero")
+
+
+def test_distillation_moves_towards_the_teacher(dataset: PreparedDataset, tmp_path: Path) -> None:
+    run_training(recipe(training={"duration": "20 steps"}), dataset, tmp_path / "teacher")
+    distilled = recipe(distill={"teachers": ["teacher"], "weight": 1.0}, training={"duration": "20 steps"})
+    run_training(distilled, dataset, tmp_path / "student")
+    kl = [line["train/kl"] for line in lines(tmp_path / "student") if "train/kl" in line]
+    assert kl[-1] < 0.5 * kl[0]
+
+
+def test_evaluation_and_words_are_recorded(dataset: PreparedDataset, tmp_path: Path) -> None:
+    result = run_training(recipe(), dataset, tmp_path / "run")
+    last = lines(tmp_path / "run")[-1]
+    assert last["step"] == 6 and 0 < last["dev/bits_per_byte"] < 10 and 0 <= last["pairs/accuracy"] <= 1
+    assert last["words"] == result["words"] > 0
+    final = json.loads((tmp_path / "run" / "eval" / "final.json").read_text())
+    assert final["metrics"]["dev/bits_per_byte"] < 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"batch_size": 4096}}, "batch"),
+        ({"distill": {"teachers": ["nobody"]}}, "no teacher 'nobody'"),
+        ({"training": {"learning_rate": 1e30, "duration": "6 steps"}}, "Lower training.learning_rate"),
+    ],
+)
+def test_messages(
+    dataset: PreparedDataset, tmp_path: Path, changes: dict[str, dict[str, object]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_training(recipe(**changes), dataset, tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
