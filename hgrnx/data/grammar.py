@@ -5,21 +5,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from hgrnx.data.demo_pairs import minimal_pairs
-from hgrnx.data.lexicon import NAMES
-from hgrnx.data.phrases import Phrase, Rng
-from hgrnx.data.questions import (
+from hgrnx.data.english.lexicon import NAMES
+from hgrnx.data.english.pairs import minimal_pairs
+from hgrnx.data.english.phrases import Phrase, Rng
+from hgrnx.data.english.questions import (
     Exchange,
     object_question,
     place_question,
     subject_question,
     yes_no,
 )
-from hgrnx.data.sentences import (
+from hgrnx.data.english.sentences import (
     Said,
     about_again,
     bound_possessive,
     conversation_statement,
+    either_too,
     existential,
     negative_polarity,
     passive,
@@ -41,6 +42,7 @@ _STATEMENTS: tuple[tuple[Callable[[Rng], Said], int], ...] = (
     (wh_clause, 6),
     (negative_polarity, 7),
     (without_polarity, 5),
+    (either_too, 5),
     (passive, 4),
     (existential, 4),
     (two_clauses, 5),

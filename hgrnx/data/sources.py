@@ -59,8 +59,9 @@ def find_text_files(source: str, track: Track) -> list[TextFile]:
     """The text files of a folder, sorted by name, with the split that each belongs to.
 
     In BabyLM's layout (``train_10M/``, ``train_100M/``, ``dev/``) the track chooses the training folder, and
-    what lies beside these folders is left alone. In any other folder, files under ``dev/`` or named like ``x.dev`` are the development text, those under
-    ``test/`` or named like ``x.test.txt`` are left alone, and all others are training text.
+    what lies beside these folders is left alone. In any other folder, files under ``dev/`` or named like
+    ``x.dev`` are the development text, those under ``test/`` or named like ``x.test.txt`` are left alone, and
+    all others are training text.
 
     Raises:
         UserError: no such folder, no text in it, or not the training folder of this track.

@@ -39,8 +39,10 @@ class LiveTeacher:
         self.device = torch.device(device)
         self.precision = precision
         self.models = [model.eval().requires_grad_(False).to(device) for model in models]
+        self.heads = [model.head_weight.detach() for model in self.models]
         if precision == "bf16":
-            # Only what autocast would cast at every use; so the teacher computes just what autocast computes.
+            # Only what autocast would convert at every use, so the teacher computes just what autocast computes.
+            self.heads = [head.bfloat16() for head in self.heads]
             for model in self.models:
                 for module in model.modules():
                     if isinstance(module, nn.Linear):
@@ -52,11 +54,10 @@ class LiveTeacher:
         bf16 = self.precision == "bf16"
         # no_grad, not inference mode: the student's backward pass must be able to keep these tensors.
         with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            signals = []
-            for model in self.models:
-                hidden_BTD, _ = model.hidden(inputs_BT, cu_seqlens)
-                signals.append((hidden_BTD.flatten(0, 1), model.head_weight, share))
-        return TeacherSignal(models=signals)
+            hiddens_BTD = [model.hidden(inputs_BT, cu_seqlens)[0] for model in self.models]
+        return TeacherSignal(
+            models=[(hidden.flatten(0, 1), head, share) for hidden, head in zip(hiddens_BTD, self.heads, strict=True)]
+        )
 
 
 def load_teachers(

@@ -2,7 +2,7 @@
 
 Shapes: B batch, T time, H heads, K keys, V values per head. Inside, the work is cut into slabs of a few
 sequences of one head; in a slab R is sequences, N chunks a sequence, M = R N chunks in all, C tokens a chunk,
-P tokens a block (at most 8), J = M C / P blocks.
+P tokens a block, J = M C / P blocks.
 
 Within a chunk, o_i = sum over j <= i of ((q_i decay(j+1..i)) . k_j) v_j, where decay(j+1..i) is a product of
 gates. It must never be split as decay(..i) / decay(..j), which overflows. It is built as a tree instead:
@@ -89,25 +89,24 @@ class _Slab(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """A joining of two halves of s tokens: upper queries, lower keys, and the decays of the two halves."""
+    """A joining of two halves of s tokens."""
 
-    half: int
-    q_up: Tensor  # [pairs, s, K]
-    k_low: Tensor  # [pairs, s, K]
+    q_up: Tensor  # [pairs, s, K], queries of the upper half, decayed from its start
+    k_low: Tensor  # [pairs, s, K], keys of the lower half, decayed to its end
     decay_low: Tensor  # [pairs, 1, K]
     decay_up: Tensor  # [pairs, 1, K]
     scores: Tensor  # [pairs, s, s]
 
 
 class _Tree(NamedTuple):
-    """What the forward of a slab leaves for its backward."""
+    """The decays and scores of a slab. Without ``keep`` only what the outputs need is right."""
 
-    q_PJK: Tensor
-    k_PJK: Tensor
-    f_PJK: Tensor
-    prefix_PJK: Tensor  # decay from the block's start
-    keys: list[Tensor]  # per row i of a block, [i, J, K]: the earlier keys, decayed to that row
-    block_scores_JPP: Tensor
+    q_JPK: Tensor
+    k_JPK: Tensor
+    f_JPK: Tensor
+    prefix_JPK: Tensor  # decay from the block's start
+    keys: list[Tensor]  # per row i of a block, [J, i, K]: the earlier keys, decayed to that row
+    scores_JPP: Tensor
     levels: list[_Level]
     q_MCK: Tensor  # decayed from the chunk's start
     k_MCK: Tensor  # decayed to the chunk's end
@@ -197,101 +196,101 @@ def _slab_backward(
     d_decay = states_MKV.mul_(d_states_MKV).sum(-1).mul_(tree.decay_MK)
 
     for level in reversed(tree.levels):
-        s, pairs = level.half, level.q_up.shape[0]
-        dq, dk = dq_MCK.view(pairs, 2 * s, K), dk_MCK.view(pairs, 2 * s, K)
-        dv, do, v = (x.view(pairs, 2 * s, V) for x in (dv_MCV, do_MCV, v_MCV))
-        do_up = do[:, s:].contiguous()
-        dq_up, dk_low = dq[:, s:] .contiguous().mul_(level.decay_low), dk[:, :s].contiguous().mul_(level.decay_up)
-        d_decay_low = (dq_up * level.q_up).sum(1).add_(d_decay)
-        d_decay_up = (dk_low * level.k_low).sum(1).add_(d_decay)
-        d_decay = torch.stack((d_decay_low, d_decay_up), 1).view(2 * pairs, K)
-        d_scores = torch.bmm(do_up, v[:, :s].mT)
-        dq[:, s:] = dq_up.baddbmm_(d_scores, level.k_low)
-        dk[:, :s] = dk_low.baddbmm_(d_scores.mT, level.q_up)
-        dv[:, :s] += torch.bmm(level.scores.mT, do_up)
+        pairs, s, _ = level.q_up.shape
+        dq_up, dk_low = dq_MCK.view(pairs, 2 * s, K)[:, s:], dk_MCK.view(pairs, 2 * s, K)[:, :s]
+        do_up, v_low = do_MCV.view(pairs, 2 * s, V)[:, s:], v_MCV.view(pairs, 2 * s, V)[:, :s]
+        dq_up *= level.decay_low
+        dk_low *= level.decay_up
+        d_decays = torch.empty(pairs, 2, K, dtype=d_decay.dtype)
+        torch.sum(dq_up * level.q_up, 1, out=d_decays[:, 0])
+        torch.sum(dk_low * level.k_low, 1, out=d_decays[:, 1])
+        d_decay = d_decays.add_(d_decay[:, None]).view(2 * pairs, K)
+        # Products are added, not accumulated by baddbmm_, which is slow into a strided result.
+        d_scores = torch.bmm(do_up, v_low.mT)
+        dq_up += torch.bmm(d_scores, level.k_low)
+        dk_low += torch.bmm(d_scores.mT, level.q_up)
+        dv_MCV.view(pairs, 2 * s, V)[:, :s] += torch.bmm(level.scores.mT, do_up)
 
-    dq_PJK, dk_PJK, dg_PJK = _block_backward(tree, dq_MCK, dk_MCK, dv_MCV, d_decay, v_MCV, do_MCV)
-    back = (_from_blocks(x, R) for x in (dq_PJK, dk_PJK))
-    dq, dk = back
-    return dq, dk, dv_MCV.view(v_BTV.shape), _from_blocks(dg_PJK, R), d_state_RKV
+    J, P, _ = tree.q_JPK.shape
+    do_JPV = do_MCV.view(J, P, V)
+    d_scores_JPP = torch.bmm(do_JPV, v_MCV.view(J, P, V).mT)
+    dv_MCV.view(J, P, V).add_(torch.bmm(tree.scores_JPP.mT, do_JPV))
+    dq_JPK, dk_JPK = dq_MCK.view(J, P, K), dk_MCK.view(J, P, K)
+    dg_JPK = _block_backward(tree, dq_JPK, dk_JPK, d_scores_JPP, d_decay)
+    dq_BTK, dk_BTK, dg_BTK = (x.view(q_BTK.shape) for x in (dq_JPK, dk_JPK, dg_JPK))
+    return dq_BTK, dk_BTK, dv_MCV.view(v_BTV.shape), dg_BTK, d_state_RKV
 
 
 def _block_backward(
-    tree: _Tree, dq_MCK: Tensor, dk_MCK: Tensor, dv_MCV: Tensor, d_decay_JK: Tensor, v_MCV: Tensor, do_MCV: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    P, J, K = tree.q_PJK.shape
-    V = v_MCV.shape[-1]
-    do_JPV, v_JPV = do_MCV.view(J, P, V), v_MCV.view(J, P, V)
-    d_scores_PPJ1 = torch.bmm(do_JPV, v_JPV.mT).permute(1, 2, 0).contiguous()[..., None]
-    dv_MCV.view(J, P, V).add_(torch.bmm(tree.block_scores_JPP.mT, do_JPV))
-
-    # The decayed queries and keys of the levels above.
-    dq_PJK = _to_blocks(dq_MCK.view(J, P, K)).mul_(tree.prefix_PJK)
-    dk_PJK = _to_blocks(dk_MCK.view(J, P, K))
-    dg_PJK = dq_PJK * tree.q_PJK
-    dg_PJK[P - 1] += d_decay_JK
+    tree: _Tree, dq_JPK: Tensor, dk_JPK: Tensor, d_scores_JPP: Tensor, d_decay_JK: Tensor
+) -> Tensor:
+    """Turns the gradients of a block's decayed queries and keys into those of the plain ones; returns the gates'."""
+    P = tree.q_JPK.shape[1]
+    dq_JPK *= tree.prefix_JPK
+    dg_JPK = dq_JPK * tree.q_JPK
+    dg_JPK[:, P - 1] += d_decay_JK
     for i in reversed(range(P - 1)):
-        dg_PJK[i] += dg_PJK[i + 1]
+        dg_JPK[:, i] += dg_JPK[:, i + 1]
     # Row by row, from the last: `earlier` is the gradient of the keys as decayed to row i.
     for i in reversed(range(1, P)):
-        earlier, keys, d_scores_iJ1 = dk_PJK[:i], tree.keys[i], d_scores_PPJ1[i, :i]
-        earlier.addcmul_(d_scores_iJ1, tree.q_PJK[i])
-        dq_PJK[i] += (keys * d_scores_iJ1).sum(0)
-        dg_PJK[i] += (keys * earlier).sum(0)
-        earlier *= tree.f_PJK[i]
-    diagonal_PJ1 = d_scores_PPJ1.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
-    dq_PJK.addcmul_(diagonal_PJ1, tree.k_PJK)
-    dk_PJK.addcmul_(diagonal_PJ1, tree.q_PJK)
-    return dq_PJK, dk_PJK, dg_PJK
+        earlier, keys, d_scores_Ji1 = dk_JPK[:, :i], tree.keys[i], d_scores_JPP[:, i, :i, None]
+        earlier.addcmul_(d_scores_Ji1, tree.q_JPK[:, i : i + 1])
+        dq_JPK[:, i] += (keys * d_scores_Ji1).sum(1)
+        dg_JPK[:, i] += (keys * earlier).sum(1)
+        earlier *= tree.f_JPK[:, i : i + 1]
+    diagonal_JP1 = d_scores_JPP.diagonal(dim1=1, dim2=2)[..., None]
+    dq_JPK.addcmul_(diagonal_JP1, tree.k_JPK)
+    dk_JPK.addcmul_(diagonal_JP1, tree.q_JPK)
+    return dg_JPK
 
 
 def _build_tree(q_BTK: Tensor, k_BTK: Tensor, g_BTK: Tensor, chunk: int, keep: bool) -> _Tree:
     K = q_BTK.shape[-1]
     P = min(_BLOCK, chunk)
     dtype = _compute_dtype(q_BTK)
-    q_PJK, k_PJK, f_PJK = (_blocks(x, P, dtype) for x in (q_BTK, k_BTK, g_BTK))
-    J = q_PJK.shape[1]
+    q_JPK, k_JPK, f_JPK = (_fresh(x, dtype).view(-1, P, K) for x in (q_BTK, k_BTK, g_BTK))
+    J = q_JPK.shape[0]
     # The chunk's decay from the sum of logs: a product would round the same way for each gate near 1.
-    decay_MK = f_PJK.sum(0).view(-1, chunk // P, K).sum(1).exp_()
-    f_PJK.exp_()
+    decay_MK = f_JPK.view(-1, chunk, K).sum(1).exp_()
+    f_JPK.exp_()
 
-    scores_PPJ = q_PJK.new_zeros(P, P, J)
-    decayed_PJK = k_PJK.clone()
-    prefix_PJK = f_PJK.clone()
-    keys = [decayed_PJK[:0]]
+    scores_JPP = q_JPK.new_zeros(J, P, P)
+    torch.sum(q_JPK * k_JPK, -1, out=scores_JPP.diagonal(dim1=1, dim2=2))
+    decayed_JPK = k_JPK.clone() if keep else k_JPK
+    prefix_JPK = f_JPK.clone()
+    keys = [decayed_JPK[:, :0]]
     for i in range(1, P):
-        earlier = decayed_PJK[:i]
-        earlier *= f_PJK[i]
-        prefix_PJK[i] *= prefix_PJK[i - 1]
+        earlier = decayed_JPK[:, :i]
+        earlier *= f_JPK[:, i : i + 1]
+        prefix_JPK[:, i] *= prefix_JPK[:, i - 1]
         keys.append(earlier.clone() if keep else earlier)
-        torch.sum(earlier * q_PJK[i], -1, out=scores_PPJ[i, :i])
-    scores_PPJ.diagonal(dim1=0, dim2=1).copy_((q_PJK * k_PJK).sum(-1).T)
-    block_scores_JPP = scores_PPJ.permute(2, 0, 1).contiguous()
+        torch.sum(earlier * q_JPK[:, i : i + 1], -1, out=scores_JPP[:, i, :i])
 
-    decay = prefix_PJK[P - 1]
-    q_MCK = _from_blocks(q_PJK * prefix_PJK, 1).view(-1, chunk, K)
-    k_MCK = _from_blocks(decayed_PJK, 1).view(-1, chunk, K)
+    decay = prefix_JPK[:, P - 1]
+    q_MCK = (q_JPK * prefix_JPK).view(-1, chunk, K)
+    k_MCK = decayed_JPK.view(-1, chunk, K)
     levels = []
     s = P
     while s < chunk:
-        q_2sK, k_2sK = q_MCK.view(-1, 2 * s, K), k_MCK.view(-1, 2 * s, K)
-        q_up, k_low = q_2sK[:, s:].contiguous(), k_2sK[:, :s].contiguous()
+        q_up, k_low = q_MCK.view(-1, 2 * s, K)[:, s:], k_MCK.view(-1, 2 * s, K)[:, :s]
         decay_low, decay_up = decay.view(-1, 2, 1, K).unbind(1)
-        levels.append(_Level(s, q_up, k_low, decay_low, decay_up, torch.bmm(q_up, k_low.mT)))
-        q_2sK[:, s:] = q_up * decay_low
-        k_2sK[:, :s] = k_low * decay_up
+        scores = torch.bmm(q_up, k_low.mT)
+        kept = (q_up.contiguous(), k_low.contiguous()) if keep else (q_up, k_low)
+        levels.append(_Level(*kept, decay_low, decay_up, scores))
+        q_up *= decay_low
+        k_low *= decay_up
         decay = (decay_low * decay_up).view(-1, K)
         s *= 2
-    return _Tree(q_PJK, k_PJK, f_PJK, prefix_PJK, keys, block_scores_JPP, levels, q_MCK, k_MCK, decay_MK)
+    return _Tree(q_JPK, k_JPK, f_JPK, prefix_JPK, keys, scores_JPP, levels, q_MCK, k_MCK, decay_MK)
 
 
 def _outputs(tree: _Tree, v_MCV: Tensor) -> Tensor:
     """Outputs from the values of the same chunk."""
-    J, P, _ = tree.block_scores_JPP.shape
+    J, P, _ = tree.scores_JPP.shape
     V = v_MCV.shape[-1]
-    o_JPV = torch.bmm(tree.block_scores_JPP, v_MCV.view(J, P, V))
+    o_JPV = torch.bmm(tree.scores_JPP, v_MCV.view(J, P, V))
     for level in tree.levels:
-        s, pairs = level.half, level.scores.shape[0]
+        pairs, s, _ = level.scores.shape
         o_JPV.view(pairs, 2 * s, V)[:, s:] += torch.bmm(level.scores, v_MCV.view(pairs, 2 * s, V)[:, :s])
     return o_JPV.view(v_MCV.shape)
 
@@ -341,16 +340,6 @@ def _rows_of_chunks(x_BTV: Tensor, chunk: int) -> Tensor:
     return x_BTV.to(_compute_dtype(x_BTV)).contiguous().view(-1, chunk, x_BTV.shape[-1])
 
 
-def _blocks(x_BTK: Tensor, P: int, dtype: torch.dtype) -> Tensor:
-    """[R, T, K] to a fresh [P, J, K]: planes of one position in all blocks, so that row steps are contiguous."""
-    R, T, K = x_BTK.shape
-    out = torch.empty(P, R, T // P, K, dtype=dtype)
-    return out.copy_(x_BTK.unflatten(1, (T // P, P)).permute(2, 0, 1, 3)).view(P, -1, K)
-
-
-def _to_blocks(x_JPK: Tensor) -> Tensor:
-    return x_JPK.transpose(0, 1).contiguous()
-
-
-def _from_blocks(x_PJK: Tensor, R: int) -> Tensor:
-    return x_PJK.transpose(0, 1).reshape(R, -1, x_PJK.shape[-1])
+def _fresh(x_BTK: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous copy, whatever ``x_BTK`` is: it will be overwritten."""
+    return torch.empty(x_BTK.shape, dtype=dtype).copy_(x_BTK)

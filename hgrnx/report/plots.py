@@ -101,7 +101,7 @@ def plot_phenomena(runs: Mapping[str, Path], out: Path) -> bool:
             here = [position for position, group in enumerate(groups) if group in run.groups]
             rows = [run.groups[groups[position]] for position in here]
             axes.barh(
-                [position - 0.4 + height * (index + 0.5) for position in here],
+                [position + 0.4 - height * (index + 0.5) for position in here],
                 [100 * row["accuracy"] for row in rows],
                 height * 0.9,
                 xerr=[100 * row["stderr"] for row in rows],

@@ -80,7 +80,6 @@ def start_run(
     with explained(uri):
         client = connect(uri)
         run = _existing_run(client, run_dir)
-        resumed = run is not None
         if run is None:
             run = client.create_run(_experiment_id(client, uri, experiment), run_name=name[:MAX_KEY])
         else:
@@ -103,7 +102,7 @@ def start_run(
             elif known[clean_key(key)] != text:
                 new_tags[f"resumed.{key}"] = text
         _log_items(client, run_id, new_params, new_tags)
-        if dataset is not None and not resumed:
+        if dataset is not None:  # the same one again is not recorded twice
             _log_dataset(client, run_id, dataset)
         return run_id
 
@@ -200,7 +199,7 @@ def replay(uri: str, run_id: str, run_dir: Path, *, durable_step: int | None = N
         try:
             follower.publish(durable_step, deadline=time.monotonic() + timeout)
         except Exception as error:  # a run that is complete on disk does not fail because of MLflow
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0][:160]
             _log.warning("MLflow did not take the metrics of %s: %s", run_dir.name, reason)
     return follower.missing(durable_step)
 

@@ -118,6 +118,10 @@ def explained(uri: str) -> Iterator[None]:
         database = type(error).__module__.startswith("sqlalchemy")
         if not (database or isinstance(error, OSError | load().MlflowException)):
             raise
+        if uri.startswith("http"):  # a server that is away is told better than by MLflow's retries
+            problem = check_store(uri)
+            if problem:
+                raise UserError(problem) from None
         reason = str(getattr(error, "message", error)).strip().partition("\n")[0]
         if "out-of-date database schema" in reason:
             reason = (

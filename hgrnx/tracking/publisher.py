@@ -192,7 +192,7 @@ class BackgroundPublisher:
         try:
             self._follower.publish(limit)
         except Exception as error:  # whatever the store raises, the training goes on
-            problem = str(error).strip().partition("\n")[0] or type(error).__name__
+            problem = str(error).strip().partition("\n")[0][:160] or type(error).__name__
             if self.problem is None:
                 _log.warning("The tracking store is away; what it misses is sent later (%s)", problem)
             return problem

@@ -103,10 +103,11 @@ def _check_server(uri: str, timeout: float) -> str | None:
             urllib.request.urlopen(shown(uri).rstrip("/") + "/health", timeout=timeout).close()
         except urllib.error.HTTPError as error:
             return f"it answered '{error.code} {error.reason}'" if error.code >= 500 else None
-        except urllib.error.URLError as error:
-            return str(error.reason)
         except (OSError, ValueError) as error:
-            return str(error)
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(reason, TimeoutError):
+                raise TimeoutError from None
+            return str(reason)
         return None
 
     try:

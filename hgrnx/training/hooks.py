@@ -92,7 +92,7 @@ class EvaluateHook(Hook):
         config: EvaluationConfig,
         tracker: Tracker,
         folder: Path,
-        on_progress: Callable[[str, int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.engine, self.model, self.dataset, self.config = engine, model, dataset, config
         self.tracker, self.folder, self.on_progress = tracker, folder, on_progress
@@ -115,9 +115,7 @@ class EvaluateHook(Hook):
             rank=rank,
             world_size=world,
             gather=gather_objects,
-            on_progress=None
-            if self.on_progress is None
-            else lambda d, t: self.on_progress("evaluation", d, t),
+            on_progress=self.on_progress,
         )
         if rank == 0:
             self.last.save(self.folder, "final" if now.finished else f"step-{now.step:08d}")

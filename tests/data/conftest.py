@@ -6,22 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_text import lines
 
 from hgrnx.config import DataConfig
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.prepare import prepare
 
 Files = dict[str, str | bytes]
-
-WORDS = "the cat sees a dog and every small bird that sings near our old house in summer".split()
-
-
-def lines(count: int, start: int = 0) -> str:
-    """Lines of three to seven words, all different."""
-    return "".join(
-        " ".join([f"n{number}", *(WORDS[(number * 7 + i * 3) % len(WORDS)] for i in range(2 + number % 5))]) + "\n"
-        for number in range(start, start + count)
-    )
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_opens_without_the_text(small: PreparedDataset, root: Path) -> None:
 
 
 def test_not_prepared(root: Path) -> None:
-    with pytest.raises(UserError, match="is not prepared in .* Run: hgrnx prepare --track strict-small"):
+    with pytest.raises(UserError, match=r"is not prepared in .* Run: hgrnx prepare --track strict-small"):
         open_dataset(CONFIG.model_copy(update={"vocab_size": 381}), root)
     with pytest.raises(UserError, match="missing or damaged"):
         PreparedDataset.open(root)

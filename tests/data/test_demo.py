@@ -17,6 +17,8 @@ def test_text_and_pairs_without_any_source(tmp_path: Path) -> None:
     dataset = prepare(CONFIG, tmp_path)
     assert 2_900 <= dataset.split("train").words <= 3_000
     assert 0.9 * demo.DEV_WORDS <= dataset.split("dev").words <= demo.DEV_WORDS
+    train, dev = ((dataset.dir / f"text/demo.{split}.jsonl").read_text().split("\n") for split in ("train", "dev"))
+    assert set(train) & set(dev) == {""}
     assert dataset.pairs_dir is not None
     pairs = read_minimal_pairs(dataset.pairs_dir)
     assert len(pairs) >= 10
@@ -33,5 +35,5 @@ def test_text_and_pairs_without_any_source(tmp_path: Path) -> None:
 def test_another_grammar_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(CONFIG, tmp_path)
     monkeypatch.setattr("hgrnx.data.grammar.generate_documents", lambda words, seed: iter(["Other text."]))
-    with pytest.raises(UserError, match="demo grammar has changed since.*--fresh"):
+    with pytest.raises(UserError, match=r"demo grammar has changed since.*--fresh"):
         prepare(CONFIG, tmp_path)

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import lines
+from small_text import lines
 
 from hgrnx.config import DataConfig
-from hgrnx.data import shards
 from hgrnx.data import prepare as module
+from hgrnx.data import shards
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
@@ -217,7 +217,7 @@ def test_a_full_device(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_data_root_that_cannot_be_written(write: Write, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="Cannot write .*HGRNX_DATA"):
+    with pytest.raises(UserError, match=r"Cannot write .*HGRNX_DATA"):
         prepare(config(write({"a.train": lines(30)})), tmp_path / "file" / "data")
 
 

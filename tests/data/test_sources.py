@@ -75,12 +75,12 @@ def test_carriage_returns_byte_order_mark_and_nul(write: Write) -> None:
 
 def test_compressed_lines_are_the_same_lines(write: Write) -> None:
     plain, _ = read(write({"a.txt": "ä b\nc\n"}, "plain"))
-    packed, _ = read(write({"a.txt.gz": gzip.compress("ä b\nc\n".encode())}, "packed"))
+    packed, _ = read(write({"a.txt.gz": gzip.compress(b"\xc3\xa4 b\nc\n")}, "packed"))
     assert plain == packed == ["ä b\nc\n"]
 
 
 def test_damaged_compressed_file(write: Write) -> None:
-    whole = gzip.compress("some text\n".encode() * 1000)
+    whole = gzip.compress(b"some text\n" * 1000)
     for content in (whole[:-20], b"no gzip", whole[:15] + b"\xff" * 9 + whole[24:]):
         with pytest.raises(UserError, match=r"a\.txt\.gz is damaged or cut short"):
             read(write({"a.txt.gz": content}))
@@ -97,6 +97,8 @@ def test_not_utf8_says_where(write: Write) -> None:
     with pytest.raises(UserError, match=r"a\.txt, line 2, byte 9 of the file: 0xe9 is not UTF-8"):
         read(write({"a.txt": content}))
     assert content[9] == 0xE9
+    with pytest.raises(UserError, match="line 2, byte 12 of the file"):
+        read(write({"a.txt": b"\xef\xbb\xbf" + content}))
     with pytest.raises(UserError, match="It looks like UTF-16"):
         read(write({"a.txt": "text".encode("utf-16")}))
 
@@ -133,20 +135,16 @@ def test_wrong_json_lines(write: Write, line: str, message: str) -> None:
 
 
 def test_parquet_records_are_documents(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"text": ["one\ntwo", None, "ä"], "id": [1, 2, 3]})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    parquet.write_table(table, tmp_path / "a.parquet")
     documents, counts = read(tmp_path)
     assert documents == ["one\ntwo\n", "ä\n"]
     assert (counts.lines, counts.blank_lines) == (3, 1)
 
 
 def test_wrong_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not a readable parquet file"):
@@ -155,6 +153,6 @@ def test_wrong_parquet(tmp_path: Path) -> None:
         ({"words": ["x"]}, "no column 'text'; its columns are words"),
         ({"text": [1]}, "row 1: a record needs"),
     ):
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        parquet.write_table(pyarrow.table(columns), path)
         with pytest.raises(UserError, match=message):
             read(tmp_path)

@@ -103,7 +103,7 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(precision: str) -> None:
     distill = Distillation(LiveTeacher([make(0), make(0)], precision=precision), 1.0, 2.0)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         output, gradients = run(distill, student)
-    assert abs(float(output.metrics["kl"])) < 1e-4
+    assert abs(float(output.metrics["kl"])) < 1e-4, "teacher and student must round alike"
     assert abs(float(output.loss_sum.detach())) < 1e-3
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     assert largest < 1e-2, "with kl 0 the gradient is rounding"
@@ -149,5 +149,6 @@ def test_bfloat16_teacher_halves_its_linear_weights() -> None:
     signal = LiveTeacher([model], precision="bf16").signal(batch()[0])
     assert model.get_parameter("model.layers.0.attn.q_proj.weight").dtype == torch.bfloat16
     assert exact.models is not None and signal.models is not None
+    assert signal.models[0][1].dtype == torch.bfloat16, "the head's product is the largest of all"
     error = (signal.models[0][0].float() - exact.models[0][0]).norm() / exact.models[0][0].norm()
     assert 0 < error < 0.05

@@ -166,8 +166,8 @@ def test_a_server_that_is_away_stops_nothing_and_is_caught_up_later(uri: str, ru
     tracker.durable(200)
     started = time.perf_counter()
     assert tracker.close(final=True, timeout=0.2) == 200
-    assert time.perf_counter() - started < 2
-    assert slowest < 0.1
+    assert time.perf_counter() - started < 5
+    assert slowest < 0.5  # waiting for the store would take seconds
     assert tracking.replay(away, run_id, run_dir) == 200
     assert tracking.replay(uri, run_id, run_dir) == 0
     assert len(history(uri, run_id, "loss")) == 200
@@ -183,6 +183,8 @@ def test_a_deleted_experiment_is_named(uri: str) -> None:
 def test_what_the_store_refuses_is_one_line(uri: str) -> None:
     with pytest.raises(UserError, match=r"^The MLflow store .* can't be used: [^\n]*\.$"):
         tracking.finish_run(uri, "f" * 32)
+    with pytest.raises(UserError, match=r"http://127.0.0.1:1 can't be reached: .*Connection refused"):
+        tracking.finish_run("http://127.0.0.1:1", "f" * 32)
 
 
 FOUR_AT_ONCE = """

@@ -97,8 +97,8 @@ def test_a_store_that_hangs_costs_a_step_nothing(tmp_path: Path) -> None:
         slowest = max(slowest, time.perf_counter() - started)
     started = time.perf_counter()
     assert tracker.close(final=True, timeout=0.2) == 300
-    assert time.perf_counter() - started < 2
-    assert slowest < 0.1
+    assert time.perf_counter() - started < 5
+    assert slowest < 0.5  # waiting for the store would take seconds
     store.open.set()
 
 

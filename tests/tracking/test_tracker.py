@@ -58,6 +58,13 @@ def test_lines_that_a_kill_or_the_disk_damaged_are_left_out(tmp_path: Path) -> N
     assert path.read_bytes().startswith(b'{"step": 1}\n{"step": 2}\n{"step": 6,')
 
 
+def test_a_line_that_lacks_only_its_end_is_left_out_too(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}')
+    JsonlTracker(path, resume_step=5).log(6, {})
+    assert steps(path) == [1, 6]
+
+
 def test_a_kill_while_resuming_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n')

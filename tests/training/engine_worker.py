@@ -24,6 +24,7 @@ from hgrnx.config import HGRN2Config, LaunchConfig, TrainingConfig
 from hgrnx.models import build_model
 from hgrnx.objectives import NextToken, ObjectiveModule
 from hgrnx.training.checkpoint import load_checkpoint, save_checkpoint
+from hgrnx.training.cpu_bf16 import make_cpu_bf16_safe
 from hgrnx.training.engine import Engine, build_engine
 
 BATCH, LENGTH, VOCABULARY = 24, 16, 300
@@ -118,6 +119,7 @@ def run_rank(world_size: int, rank: int, cases: list[dict[str, Any]], folder: Pa
 
 def main() -> None:
     torch.set_num_threads(1)
+    make_cpu_bf16_safe()
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # noqa: F401 (once, here, instead of in every process)
 

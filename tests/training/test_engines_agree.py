@@ -52,7 +52,7 @@ def cases(world_size: int, folder: Path) -> list[dict[str, Any]]:
         if world_size < 4:
             found.append({"name": f"{name}-{world_size}", "steps": STEPS, "save_at": SAVED_AT, **engine})
             found.append({"name": f"{name}-{world_size}-bf16", "precision": "bf16", "steps": SAVED_AT, **engine})
-        found.append({"name": f"{name}-{world_size}-micro3", "micro": 3, "steps": 2, **engine})
+        found.append({"name": f"{name}-{world_size}-micro3", "micro": 3, "steps": 1, **engine})
         for saver_world, by in continued:
             saver = f"{shifted(name, by)}-{saver_world}"
             load = str(folder / f"{saver}-checkpoints" / FOLDER)
@@ -118,8 +118,8 @@ def test_workers_and_accumulation_give_the_same_step(
 ) -> None:
     expected, found = read(folder, "torch-1"), read(folder, f"{name}-{world_size}-micro3")
     assert found.micro_steps == micro_steps
-    assert found.losses == pytest.approx(expected.losses[:2], abs=1e-5)
-    assert found.norms == pytest.approx(expected.norms[:2], rel=1e-5)
+    assert found.losses == pytest.approx(expected.losses[:1], abs=1e-5)
+    assert found.norms == pytest.approx(expected.norms[:1], rel=1e-5)
     assert distance(found.weights, read(folder, "torch-1-micro3").weights) < 1e-6
 
 

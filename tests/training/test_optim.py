@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -47,7 +49,7 @@ def test_learning_rate_rises_to_the_peak_and_falls_to_the_final_share() -> None:
     assert rates[4] == pytest.approx(1e-3)
     assert rates[9] == max(rates) == 2e-3
     assert rates[99] == pytest.approx(2e-4)
-    falls = [a - b for a, b in zip(rates[9:], rates[10:])]
+    falls = [a - b for a, b in itertools.pairwise(rates[9:])]
     assert falls == pytest.approx([(2e-3 - 2e-4) / 90] * 90)
 
 

@@ -88,7 +88,7 @@ def test_micro_batches_do_not_change_the_run(dataset: PreparedDataset, tmp_path:
     run_training(recipe(), dataset, tmp_path / "two")
     run_training(recipe(launch={"micro_batch_size": 4}), dataset, tmp_path / "one")
     for name, tensor in last_weights(tmp_path / "two").items():
-        torch.testing.assert_close(tensor, last_weights(tmp_path / "one")[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(tensor, last_weights(tmp_path / "one")[name], rtol=1e-4, atol=1e-5)
 
 
 def test_distilling_from_itself_gives_no_divergence_at_the_first_step(

@@ -3,36 +3,28 @@
 A sentence comes with the subject that a following sentence may take up with a pronoun (:class:`Said`).
 Questions never have a modified subject, reflexives never an antecedent with a modifier, ``ever`` and ``any``
 never stand after a relative clause, and a wh-gap never lies in a clause whose subject is modified or two
-clauses deep: these are the structures that :mod:`hgrnx.data.demo_pairs` asks about.
+clauses deep: these are the structures that :mod:`hgrnx.data.english.pairs` asks about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-from hgrnx.data.lexicon import (
-    BE,
+from hgrnx.data.english.lexicon import (
     DO,
     FACTIVE_POOL,
-    FIRST,
-    FOODS,
     FREQUENCIES,
     HAVE,
     INTRANSITIVE_FOR,
     MANNERS,
-    MODALS,
     NOUN_POOLS,
     PEOPLE,
     PL,
-    PLACES,
-    REFLEXIVE_POOL,
-    SEEING_POOL,
+    REFLEXIVE_FOR,
     SG,
     STATIVE,
     THAT_POOL,
     THINGS,
-    TIMES,
     TRANSITIVE_FOR,
     WAS,
     WH_POOL,
@@ -40,18 +32,19 @@ from hgrnx.data.lexicon import (
     Verb,
     held_out,
 )
-from hgrnx.data.phrases import (
+from hgrnx.data.english.phrases import (
     Phrase,
     Rng,
     adverbial,
     any_number,
     be,
     clause,
-    determined,
     finite,
     fits,
     named_or_gendered,
     near_phrase,
+    negated,
+    negative_phrase,
     object_words,
     person,
     place_phrase,
@@ -80,23 +73,23 @@ def _transitive(rng: Rng, who: Phrase) -> Verb:
     return TRANSITIVE_FOR["p"].pick(rng, lambda verb: fits(who, verb))
 
 
+def _referent(who: Phrase) -> Phrase | None:
+    return who if len(who.heads) == 1 and not who.negative else None
+
+
 def statement(rng: Rng) -> Said:
     who = subject(rng)
-    return Said(sentence(f"{who.text} {predicate(rng, who)}"), who if len(who.heads) == 1 else None)
+    return Said(sentence(f"{who.text} {predicate(rng, who)}"), _referent(who))
 
 
 def about_again(rng: Rng, about: Phrase) -> Said:
     """A sentence that takes up the last subject with a pronoun."""
     if not about.pronoun:
         return statement(rng)
-    kind = about.heads[0].kind if about.letter in "at" else "pronoun"
-    who = pronoun_phrase(about.pronoun, about.gender, kind)
-    return Said(sentence(f"{who.text} {_pronoun_predicate(rng, who, about)}"), about)
-
-
-def _pronoun_predicate(rng: Rng, who: Phrase, about: Phrase) -> str:
     # An animal's or a thing's verbs stay those that its noun may have.
-    return predicate(rng, Phrase(who.text, about.heads if about.letter in "at" else who.heads, who.number))
+    heads = about.heads if about.letter in "at" else pronoun_phrase(about.pronoun, about.gender).heads
+    who = Phrase(about.pronoun, heads, about.number)
+    return Said(sentence(f"{who.text} {predicate(rng, who)}"), about)
 
 
 def conversation_statement(rng: Rng) -> Said:
@@ -109,7 +102,7 @@ def that_clause(rng: Rng) -> Said:
     """Anna thinks that the dogs are hungry; at times two deep, but never with a question word inside."""
     who = person(rng)
     verb = THAT_POOL.pick(rng) if rng.random() < 0.5 else FACTIVE_POOL.pick(rng, lambda verb: fits(who, verb))
-    words = f"{who.text} {finite(rng, verb, who.number)} that"
+    words = f"{who.text} {finite(rng, verb, who)} that"
     if rng.random() < 0.25:
         inner = person(rng)
         verb = THAT_POOL.pick(rng)
@@ -129,7 +122,7 @@ def wh_clause(rng: Rng) -> Said:
     """Anna knows what the boy bought."""
     outer, inner = person(rng), person(rng)
     verb = WH_POOL.pick(rng) if rng.random() < 0.3 else FACTIVE_POOL.pick(rng, lambda verb: fits(outer, verb))
-    matrix = finite(rng, verb, outer.number)
+    matrix = finite(rng, verb, outer)
     verb = _transitive(rng, inner)
     tensed = simple_tense(rng, verb, inner.number)
     return Said(sentence(f"{outer.text} {matrix} {wh_word(rng, verb)} {inner.text} {tensed}"))
@@ -142,12 +135,12 @@ def wh_word(rng: Rng, verb: Verb) -> str:
 
 def reflexive(rng: Rng) -> Said:
     """The boys washed themselves: the antecedent is an unmodified subject."""
-    who = named_or_gendered(rng)
+    who = named_or_gendered(rng) if rng.random() < 0.9 else plain(rng, "a")
     if held_out("anaphor", who.heads[0].lemma):
         return statement(rng)
-    verb = REFLEXIVE_POOL.pick(rng, lambda verb: fits(who, verb))
+    verb = REFLEXIVE_FOR[who.letter].pick(rng, lambda verb: fits(who, verb))
     ending = " " + MANNERS.pick(rng) if rng.random() < 0.2 else ""
-    return Said(sentence(f"{who.text} {finite(rng, verb, who.number)} {who.reflexive}{ending}"), who)
+    return Said(sentence(f"{who.text} {finite(rng, verb, who)} {who.reflexive}{ending}"), who)
 
 
 def bound_possessive(rng: Rng) -> Said:
@@ -161,9 +154,9 @@ def bound_possessive(rng: Rng) -> Said:
     )
     return Said(
         sentence(
-            f"{who.text} {finite(rng, verb, who.number)} {who.possessive} {owned.forms[any_number(rng)]}",
+            f"{who.text} {finite(rng, verb, who)} {who.possessive} {owned.forms[any_number(rng)]}",
         ),
-        who if len(who.heads) == 1 else None,
+        _referent(who),
     )
 
 
@@ -222,8 +215,7 @@ def _negative_subject(rng: Rng) -> Phrase:
     if draw < 0.3:
         who = person(rng)
         return Phrase(f"only {who.text}", who.heads, who.number)
-    noun, number = PEOPLE.pick(rng), any_number(rng)
-    return Phrase(f"no {noun.forms[number]}", (noun,), number)
+    return negative_phrase(rng, "p")
 
 
 def without_polarity(rng: Rng) -> Said:
@@ -237,7 +229,7 @@ def without_polarity(rng: Rng) -> Said:
     return Said(sentence(f"{who.text} {FREQUENCIES.pick(rng)} {verb.past} {quantity} {_plural_object(rng, verb)}"))
 
 
-_PERFECT_ADVERBS = ("already", "often", "just", "never", "now")
+_PERFECT_ADVERBS = ("already", "often", "just", "never", "sometimes")
 
 
 def _plural_object(rng: Rng, verb: Verb) -> str:
@@ -245,7 +237,22 @@ def _plural_object(rng: Rng, verb: Verb) -> str:
 
 
 def _perfect_rest(rng: Rng, who: Phrase) -> str:
-    verb = TRANSITIVE_FOR["p"].pick(
-        rng, lambda verb: fits(who, verb) and not held_out("auxiliary have", verb.lemma)
-    )
+    verb = TRANSITIVE_FOR["p"].pick(rng, lambda verb: fits(who, verb) and not held_out("auxiliary have", verb.lemma))
     return f"{verb.participle} {object_words(rng, verb, who)}"
+
+
+def either_too(rng: Rng) -> Said:
+    """Anna does not like the cats either. Anna likes the cats too. The subject is unmodified."""
+    who = negative_phrase(rng, "p") if rng.random() < 0.1 else person(rng)
+    if rng.random() < 0.4:
+        verb = INTRANSITIVE_FOR["p"].pick(rng, lambda verb: fits(who, verb))
+        rest = ""
+    else:
+        verb = _transitive(rng, who)
+        rest = " " + object_words(rng, verb, who)
+    if rng.random() < 0.5 and not who.negative:
+        words = rng.choice((negated(rng, verb, who.number), f"never {simple_tense(rng, verb, who.number)}"))
+    else:
+        words = simple_tense(rng, verb, who.number)
+    last = "either" if who.negative or " not " in f" {words}" or words.startswith("never ") else "too"
+    return Said(sentence(f"{who.text} {words}{rest} {last}"), _referent(who))

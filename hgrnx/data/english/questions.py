@@ -1,23 +1,25 @@
 """Questions of the demo language and their answers.
 
 A question's subject is never modified; the nouns, verbs and places that
-:func:`~hgrnx.data.lexicon.held_out` names with ``answer`` or ``answer pronoun`` are never answered so.
+:func:`~hgrnx.data.english.lexicon.held_out` names with ``answer`` or ``answer pronoun`` are never answered so.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from hgrnx.data.lexicon import (
+from hgrnx.data.english.lexicon import (
     BE,
     DO,
     HAVE,
     INTRANSITIVE_FOR,
     KIND_LETTERS,
     MODALS,
+    NAMES,
     NOUN_POOLS,
     PLACES,
     SEEING_POOL,
+    SG,
     STATIVE,
     TIMES,
     TRANSITIVE_FOR,
@@ -26,7 +28,7 @@ from hgrnx.data.lexicon import (
     Verb,
     held_out,
 )
-from hgrnx.data.phrases import (
+from hgrnx.data.english.phrases import (
     Phrase,
     Rng,
     any_number,
@@ -39,7 +41,7 @@ from hgrnx.data.phrases import (
     pronoun_phrase,
     subject,
 )
-from hgrnx.data.sentences import sentence
+from hgrnx.data.english.sentences import sentence
 
 
 class Exchange(NamedTuple):
@@ -64,11 +66,13 @@ def inverted(rng: Rng, who: Phrase, verb: Verb) -> tuple[str, str]:
     return "did", verb.lemma
 
 
-def _asked(rng: Rng) -> Phrase:
+def _asked(rng: Rng, *, people_only: bool = False) -> Phrase:
     """Whom a question is about."""
     if rng.random() < 0.15:
         return pronoun_phrase(rng.choice(("you", "they", "he", "she", "we")))
-    return subject(rng, "pppa", modified=False) if rng.random() < 0.5 else named_or_gendered(rng)
+    if rng.random() < 0.5:
+        return subject(rng, "p" if people_only else "pppa", modified=False, negative=0)
+    return named_or_gendered(rng)
 
 
 def yes_no(rng: Rng) -> Exchange:
@@ -108,9 +112,7 @@ def _answering_subject(who: Phrase) -> str:
 
 def object_question(rng: Rng) -> Exchange:
     """What did Anna see? She saw the cup. Who did Anna see? She saw the teacher."""
-    who = _asked(rng)
-    while who.letter != "p":
-        who = _asked(rng)
+    who = _asked(rng, people_only=True)
     if rng.random() < 0.6:
         verb = SEEING_POOL.pick(rng, lambda verb: fits(who, verb))
     else:
@@ -134,7 +136,8 @@ def answer_object(rng: Rng, letter: str, who: Phrase) -> Phrase:
         return noun not in who.heads and not held_out("answer", noun.lemma)
 
     if letter == "p" and rng.random() < 0.3:
-        return plain(rng, "p", avoid=who.heads)
+        name = NAMES.pick(rng, lambda noun: noun not in who.heads)
+        return Phrase(name.lemma, (name,), SG)
     return determined(rng, NOUN_POOLS[letter].pick(rng, accept), any_number(rng))
 
 

@@ -1,8 +1,8 @@
 """Noun phrases, predicates and clauses of the demo language.
 
 Every function draws from the random generator it is given and returns words; sentence types are put together
-in :mod:`hgrnx.data.sentences`. What the text must never contain is refused here: combinations that
-:func:`~hgrnx.data.lexicon.held_out` names, and these structures, because a subject takes at most one modifier
+in :mod:`hgrnx.data.english.sentences`. What the text must never contain is refused here: combinations that
+:func:`~hgrnx.data.english.lexicon.held_out` names, and these structures, because a subject takes at most one modifier
 and nothing inside a modifier takes one: two stacked prepositional phrases, a prepositional phrase inside a
 relative clause, an object relative on a subject, two adjectives.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from hgrnx.data.lexicon import (
+from hgrnx.data.english.lexicon import (
     ANIMALS,
     BE,
     COLORS,
@@ -30,6 +30,7 @@ from hgrnx.data.lexicon import (
     NEAR_PREPOSITIONS,
     NOUN_POOLS,
     PEOPLE,
+    PERSON_POSSESSIVE,
     PL,
     PLACES,
     POSSESSIVE,
@@ -72,12 +73,18 @@ class Phrase:
         return self.heads[0].gender
 
     @property
+    def negative(self) -> bool:
+        return self.text.startswith(("no ", "nobody"))
+
+    @property
     def pronoun(self) -> str:
         """The subject pronoun that stands for it; empty for a singular person of unknown gender."""
         return "they" if self.number == PL else SUBJECT_PRONOUN.get(self.gender, "")
 
     @property
     def possessive(self) -> str:
+        if self.text in PERSON_POSSESSIVE:
+            return PERSON_POSSESSIVE[self.text]
         return "their" if self.number == PL else POSSESSIVE.get(self.gender, "")
 
     @property
@@ -85,10 +92,10 @@ class Phrase:
         return "themselves" if self.number == PL else REFLEXIVE_PRONOUN.get(self.gender, "")
 
 
-def pronoun_phrase(word: str, gender: str = "", kind: str = "pronoun") -> Phrase:
+def pronoun_phrase(word: str, gender: str = "") -> Phrase:
     """A personal pronoun as a subject: I, you, we, they, he, she, it."""
     number = FIRST if word == "I" else SG if word in ("he", "she", "it") else PL
-    return Phrase(word, (Noun((word, word), kind, gender),), number)
+    return Phrase(word, (Noun((word, word), "pronoun", gender),), number)
 
 
 def fits(subject: Phrase, verb: Verb) -> bool:
@@ -150,20 +157,21 @@ def place_phrase(rng: Rng) -> str:
     return f"in the {place.lemma}" if rng.random() < 0.7 else f"in {determined(rng, place, SG).text}"
 
 
-def relative_pronoun(head: Phrase) -> str:
-    return "who" if head.letter == "p" else "that"
+def relative_pronoun_for(letter: str) -> str:
+    return "who" if letter == "p" else "that"
 
 
 def subject_relative(rng: Rng, head: Phrase) -> str:
     """who likes the dogs / who are hungry / that slept."""
-    word, draw = relative_pronoun(head), rng.random()
+    word, draw = relative_pronoun_for(head.letter), rng.random()
     if head.letter not in "pa" or draw < 0.25:
         return f"{word} {(BE if rng.random() < 0.7 else WAS)[head.number]} {adjective(rng, head.heads[0])}"
     if draw < 0.4:
         verb = INTRANSITIVE_FOR[head.letter].pick(rng, lambda verb: fits(head, verb))
         return f"{word} {simple_tense(rng, verb, head.number)}"
     verb = TRANSITIVE_FOR[head.letter].pick(rng, lambda verb: fits(head, verb))
-    return f"{word} {simple_tense(rng, verb, head.number)} {object_words(rng, verb, head, negative_rate=0.12)}"
+    tensed = negated(rng, verb, head.number) if rng.random() < 0.15 else simple_tense(rng, verb, head.number)
+    return f"{word} {tensed} {object_words(rng, verb, head)}"
 
 
 def object_relative(rng: Rng, head: Phrase) -> str:
@@ -171,7 +179,7 @@ def object_relative(rng: Rng, head: Phrase) -> str:
     letter = head.letter
     subject = plain(rng, "p", avoid=head.heads)
     verb = TRANSITIVE_FOR["p"].pick(rng, lambda verb: letter in verb.objects and fits(subject, verb))
-    return f"{relative_pronoun(head)} {subject.text} {simple_tense(rng, verb, subject.number)}"
+    return f"{relative_pronoun_for(head.letter)} {subject.text} {simple_tense(rng, verb, subject.number)}"
 
 
 def with_modifier(rng: Rng, phrase: Phrase, *, near: float, relative: float, gap: float = 0.0) -> Phrase:
@@ -190,21 +198,24 @@ def with_modifier(rng: Rng, phrase: Phrase, *, near: float, relative: float, gap
     return Phrase(f"{phrase.text} {modifier}", phrase.heads, phrase.number)
 
 
-def subject(rng: Rng, letters: str = "ppppat", *, modified: bool = True) -> Phrase:
-    """A subject: a name, two coordinated, or a noun phrase with at most one modifier."""
-    first = plain(rng, letters)
-    if first.letter == "p" and rng.random() < 0.06:
+def negative_phrase(rng: Rng, letters: str) -> Phrase:
+    """no boy / no boys"""
+    noun, number = NOUN_POOLS[rng.choice(letters)].pick(rng), any_number(rng)
+    return Phrase(f"no {noun.forms[number]}", (noun,), number)
+
+
+def subject(rng: Rng, letters: str = "ppppat", *, modified: bool = True, negative: float = 0.06) -> Phrase:
+    """A subject: a name, two coordinated, or a noun phrase with at most one modifier, at times negative."""
+    first = negative_phrase(rng, letters) if rng.random() < negative else plain(rng, letters)
+    if first.letter == "p" and not first.negative and rng.random() < 0.06:
         second = plain(rng, "p", avoid=first.heads)
         return Phrase(f"{first.text} and {second.text}", first.heads + second.heads, PL)
     return with_modifier(rng, first, near=0.27, relative=0.23) if modified else first
 
 
-def object_words(rng: Rng, verb: Verb, owner: Phrase, *, negative_rate: float = 0.0, rich: bool = False) -> str:
+def object_words(rng: Rng, verb: Verb, owner: Phrase, *, rich: bool = False) -> str:
     """The object of ``verb``; sometimes with the possessive that its subject, the ``owner``, binds."""
     letters = verb.objects
-    if rng.random() < negative_rate:
-        noun = NOUN_POOLS[rng.choice(letters)].pick(rng, lambda noun: noun not in owner.heads)
-        return f"no {noun.forms[PL]}"
     if owner.possessive and rng.random() < 0.2:
         noun = NOUN_POOLS[rng.choice(letters)].pick(rng, lambda noun: noun not in owner.heads)
         return f"{owner.possessive} {noun.forms[any_number(rng)]}"
@@ -216,27 +227,29 @@ def simple_tense(rng: Rng, verb: Verb, number: int) -> str:
     return verb.present(number) if rng.random() < 0.65 else verb.past
 
 
-def finite(rng: Rng, verb: Verb, number: int) -> str:
-    """The verb with its auxiliaries, negation or adverb of frequency."""
-    style = rng.choice(_STYLES)
+def finite(rng: Rng, verb: Verb, who: Phrase) -> str:
+    """The verb with its auxiliaries, negation or adverb of frequency. A negative subject negates enough."""
+    style, number = rng.choice(_STYLES), who.number
+    negation = " not" if rng.random() < 0.15 and not who.negative else ""
     if style == "present":
         return verb.present(number)
-    if style == "past":
-        return verb.past
-    if style == "frequent":
+    if style == "frequent" and not who.negative:
         return f"{FREQUENCIES.pick(rng)} {simple_tense(rng, verb, number)}"
     if style == "modal":
-        negation = " not" if rng.random() < 0.15 else ""
         return f"{MODALS.pick(rng)}{negation} {verb.lemma}"
-    if style == "negated":
-        return f"{DO[number] if rng.random() < 0.6 else 'did'} not {verb.lemma}"
+    if style == "negated" and not who.negative:
+        return negated(rng, verb, number)
     if style == "perfect" and not held_out("auxiliary have", verb.lemma):
-        already = "already " if rng.random() < 0.2 else ""
+        already = "already " if rng.random() < 0.2 and not who.negative else ""
         return f"{HAVE[number]} {already}{verb.participle}"
     if style == "progressive" and verb.lemma not in STATIVE:
-        negation = " not" if rng.random() < 0.15 else ""
         return f"{be(rng, number)}{negation} {verb.ing}"
     return verb.past
+
+
+def negated(rng: Rng, verb: Verb, number: int) -> str:
+    """does not like / did not like"""
+    return f"{DO[number] if rng.random() < 0.6 else 'did'} not {verb.lemma}"
 
 
 def be(rng: Rng, number: int) -> str:
@@ -250,14 +263,14 @@ def predicate(rng: Rng, subject: Phrase, *, rich: bool = True) -> str:
         return copula(rng, subject)
     if letter not in "pa" or draw < 0.52:
         verb = INTRANSITIVE_FOR[letter].pick(rng, lambda verb: fits(subject, verb))
-        return finite(rng, verb, subject.number) + adverbial(rng)
+        return finite(rng, verb, subject) + adverbial(rng)
     verb = TRANSITIVE_FOR[letter].pick(rng, lambda verb: fits(subject, verb))
-    return f"{finite(rng, verb, subject.number)} {object_words(rng, verb, subject, rich=rich)}"
+    return f"{finite(rng, verb, subject)} {object_words(rng, verb, subject, rich=rich)}"
 
 
 def copula(rng: Rng, subject: Phrase) -> str:
     """is happy / were in the garden."""
-    negation = " not" if rng.random() < 0.1 else ""
+    negation = " not" if rng.random() < 0.1 and not subject.negative else ""
     form = be(rng, subject.number) + negation
     if rng.random() < 0.35:
         return f"{form} {place_phrase(rng)}"

@@ -131,6 +131,10 @@ def _verbs(spec: str) -> list[Verb]:
     return verbs
 
 
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 def _nouns(words: str, kind: str, gender: str = "") -> list[Noun]:
     """Read nouns; ``word:g`` gives one a gender of its own."""
     nouns = []
@@ -196,7 +200,7 @@ PLACES = Pool(
         "n",
     )
 )
-TIMES = Pool("morning evening afternoon summer winter spring autumn".split())
+TIMES = Pool(_words("morning evening afternoon summer winter spring autumn"))
 
 INTRANSITIVE = _verbs(
     """sleep slept slept pa; run ran run pa; laugh p; wait pa; sing sang sung p; jump pa; smile p; fall fell fallen t;
@@ -219,9 +223,9 @@ TRANSITIVE = _verbs(
     tease p>p; mention p>pat; respect p>p; build built built p>t; count p>tf; deliver p>tf; protect pa>pa"""
 )
 REFLEXIVE = _verbs(
-    """wash p; hurt hurt hurt p; see saw seen p; help p; like p; teach taught taught p; draw drew drawn p; love p;
+    """wash pa; hurt hurt hurt pa; see saw seen pa; help p; like p; teach taught taught p; draw drew drawn p; love p;
     blame p; dress p; watch p; praise p; paint p; admire p; trust p; describe p; forgive forgave forgiven p; save p;
-    scratch p; respect p; protect p; cut cut cut p; tickle p; feed fed fed p; examine p"""
+    scratch pa; respect p; protect p; cut cut cut p; tickle p; feed fed fed pa; examine p"""
 )
 THAT_VERBS = _verbs("think thought thought p; say said said p; believe p; hope p; claim p")
 WH_VERBS = _verbs("wonder p; ask p")
@@ -232,29 +236,29 @@ FACTIVE_VERBS = _verbs(
 """Verbs that take both a that-clause and a wh-clause."""
 
 STATIVE = frozenset(
-    """see like find want love hear need remember admire miss trust fear respect forget know think believe hope
-    understand notice guess say claim mention forgive""".split()
+    _words("""see like find want love hear need remember admire miss trust fear respect forget know think believe hope
+    understand notice guess say claim mention forgive""")
 )
 """Verbs (lemmas) that are not used in the progressive."""
 
 _ALSO_WITHOUT_OBJECT = frozenset(
-    """see help watch follow eat hear wash clean visit draw hide paint remember teach cook choose bake steal call
-    push swallow forgive count deliver build wake sell bite taste scratch polish break tear drop kiss hug touch miss
-    chase catch feed save""".split()
+    _words("""see help watch follow eat hear wash clean visit draw hide paint remember teach cook choose bake steal
+    call push swallow forgive count deliver build wake sell bite taste scratch polish break tear drop kiss
+    hug touch miss chase catch feed save""")
 )
 """English uses these transitive verbs without an object as well; the demo text does not."""
 
-COLORS = Pool("red blue green white black yellow brown gray pink purple".split())
-SIZES = Pool("big little small large tiny huge old new pretty ugly beautiful nice strange lovely".split())
+COLORS = Pool(_words("red blue green white black yellow brown gray pink purple"))
+SIZES = Pool(_words("big little small large tiny huge old new pretty ugly beautiful nice strange lovely"))
 MOODS = Pool(
-    """happy tired hungry sad young tall angry kind sleepy brave clever quiet busy friendly lonely proud thirsty lazy
-    cheerful shy curious nervous polite rude gentle noisy""".split()
+    _words("""happy tired hungry sad young tall angry kind sleepy brave clever quiet busy friendly lonely proud thirsty
+    lazy cheerful shy curious nervous polite rude gentle noisy""")
 )
-STATES = Pool("dirty heavy cold wet dry empty warm expensive light safe cheap useless".split())
-MANNERS = Pool("quickly happily again slowly quietly loudly today outside early now alone carefully gently".split())
-FREQUENCIES = Pool("often always never sometimes usually rarely".split())
-NEAR_PREPOSITIONS = Pool("near behind beside by under opposite".split())
-MODALS = Pool("can will must should may could might would".split())
+STATES = Pool(_words("dirty heavy cold wet dry empty warm expensive light safe cheap useless"))
+MANNERS = Pool(_words("""quickly happily again slowly quietly loudly today outside early now alone carefully gently"""))
+FREQUENCIES = Pool(_words("often always never sometimes usually rarely"))
+NEAR_PREPOSITIONS = Pool(_words("near behind beside by under opposite"))
+MODALS = Pool(_words("can will must should may could might would"))
 
 DETERMINER_GROUPS = {
     "near": (("this",), ("these",)),
@@ -269,6 +273,7 @@ DETERMINER_GROUPS = {
 BE, WAS, HAVE, DO = ("is", "are", "am"), ("was", "were", "was"), ("has", "have", "have"), ("does", "do", "do")
 SUBJECT_PRONOUN = {"m": "he", "f": "she", "n": "it"}
 POSSESSIVE = {"m": "his", "f": "her", "n": "its"}
+PERSON_POSSESSIVE = {"I": "my", "you": "your", "we": "our"}
 REFLEXIVE_PRONOUN = {"m": "himself", "f": "herself", "n": "itself"}
 KIND_LETTERS = {"person": "p", "name": "p", "pronoun": "p", "animal": "a", "thing": "t", "food": "f", "place": "t"}
 NOUN_POOLS = {"p": PEOPLE, "a": ANIMALS, "t": THINGS, "f": FOODS}
@@ -277,7 +282,7 @@ INTRANSITIVE_FOR = {kind: Pool([v for v in INTRANSITIVE if kind in v.subjects]) 
 TRANSITIVE_FOR = {kind: Pool([v for v in TRANSITIVE if kind in v.subjects]) for kind in "pa"}
 STRICT_POOL = Pool([verb for verb in TRANSITIVE_FOR["p"].items if verb.lemma not in _ALSO_WITHOUT_OBJECT])
 """Verbs that are ungrammatical without an object."""
-REFLEXIVE_POOL = Pool(REFLEXIVE)
+REFLEXIVE_FOR = {kind: Pool([v for v in REFLEXIVE if kind in v.subjects]) for kind in "pa"}
 THAT_POOL, WH_POOL, FACTIVE_POOL = Pool(THAT_VERBS), Pool(WH_VERBS), Pool(FACTIVE_VERBS)
 SEEING_POOL = Pool([verb for verb in TRANSITIVE_FOR["p"].items if {"p", "t"} <= set(verb.objects)])
 """Verbs whose object can be a person as well as a thing."""

@@ -1,0 +1,1 @@
+"""The English of the demo track: words, phrases, sentences, questions, minimal pairs. See hgrnx.data.grammar."""
