@@ -1,4 +1,49 @@
-"""The offline demo language: documents of generated English, and minimal pairs about it."""
+"""The offline demo language: English text from a probabilistic grammar, and minimal pairs about it.
+
+Everything is decided by the seed. The text mixes little stories and dialogues; its words, phrases, sentences and
+questions are in :mod:`hgrnx.data.english`. The pairs ask for rules that the text shows, in places where the text
+never shows them:
+
+* ``lexical``: the structure is common in the text, but these words never meet in it. A hash of the lemmas
+  (:func:`hgrnx.data.english.lexicon.held_out`) sets one combination in five apart, whatever the seed: the text
+  says "the zebra runs" and "the lion sleeps", never "the zebra sleeps", "the zebras slept", "did the zebra sleep".
+* ``structure``: the text has all the parts, but never puts them together so.
+
+========================================== ========= ======================================================
+UID                                        held out  good (and bad) sentence
+========================================== ========= ======================================================
+agreement_simple                           lexical   The zebra sleeps (sleep).
+agreement_across_near_phrase               lexical   The ball beside the fathers burns (burn).
+agreement_across_relative                  lexical   The men who mention the son sing (sings).
+agreement_two_near_phrases                 structure The mother near the cats beside the men is (are) sad.
+agreement_near_phrase_in_relative          structure The pilot who loves the frog near the books is (are) sad.
+agreement_object_relative                  structure The lambs that the girl follows were (was) white.
+anaphor_gender                             lexical   The princess loved herself (himself).
+anaphor_number                             lexical   The princesses washed themselves (herself).
+anaphor_across_near_phrase                 structure The brother behind the aunt saw himself (herself).
+anaphor_across_relative                    structure The duke who loved the brothers saw himself (themselves).
+determiner_noun                            lexical   Paul chose that tomato (tomatoes).
+determiner_noun_two_adjectives             structure Lucy chased two tiny white turtles (turtle).
+irregular_participle                       lexical   The hosts have taken (took) the box.
+question_verb_form                         lexical   Is the tailor jumping (jump)?
+question_agreement                         lexical   Where does (do) the actor sing?
+question_verb_form_across_near_phrase      structure Can the doctor behind the nuns sneeze (sneezing)?
+npi_ever                                   lexical   No (the) boy has ever seen the cup, but the (no) man slept.
+npi_any                                    lexical   The (no) man slept because no (the) boy took any cups.
+npi_scope                                  structure The girl who did not see the boy kissed the cat too (either).
+wh_gap                                     lexical   Arthur guessed what (that) the neighbor needs.
+wh_gap_across_near_phrase                  structure Anna forgot what (that) the man near the dog needed.
+wh_gap_two_clauses                         structure Emma learned who (that) the duke said that the boys trusted.
+answer_who_what                            lexical   Who did Lily remember? She remembered the pilots (puzzles).
+answer_where_when                          lexical   When did Ella cry? She cried in the winter (park).
+answer_pronoun                             lexical   Where did Rosa speak? She (He) spoke in the library.
+answer_pronoun_across_near_phrase          structure Where did the duke near the nun run? He (She) ran in the hall.
+========================================== ========= ======================================================
+
+Pairs come in blocks that cross singular and plural (masculine and feminine, gap and object, ...) of the word that
+decides with those of the nouns that distract. Over a block no word is more often right than wrong, and the
+rule "look at the nearest noun" is right half of the time; counts of one, two and three words are near chance.
+"""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 32
-_BLOCK = 8
-_SLAB_ELEMENTS = 2**18  # numbers of a [tokens, K] slab: its few live tensors should stay in the cache
+_CHUNK = 64
+_BLOCK = 4
+_SLAB_ELEMENTS = 2**17  # numbers of a [tokens, K] slab: its few live tensors should stay in the cache
 
 
 def chunked_recurrence(
