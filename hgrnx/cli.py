@@ -17,12 +17,8 @@ app = typer.Typer(
     help="Train, distil and evaluate HGRN2 language models on small amounts of text.",
 )
 
-Home = Annotated[
-    Path | None, typer.Option(help="Where runs, data and the MLflow database live [HGRNX_HOME].")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Dotted overrides: training.learning_rate=2e-3 ...")
-]
+Home = Annotated[Path | None, typer.Option(help="Where runs, data and the MLflow database live [HGRNX_HOME].")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: training.learning_rate=2e-3 ...")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of reusing what was done before.")]
 
 
@@ -72,9 +68,7 @@ def _run(recipe: object, home: Path | None, fresh: bool) -> None:
 @app.command()
 def prepare(
     track: Annotated[str, typer.Option(help="demo, strict-small or strict.")] = "demo",
-    source: Annotated[
-        Path | None, typer.Option(help="Folder of text files, in BabyLM's layout or flat.")
-    ] = None,
+    source: Annotated[Path | None, typer.Option(help="Folder of text files, in BabyLM's layout or flat.")] = None,
     words: Annotated[int | None, typer.Option(help="Use only this many words of the track.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Entries of the BPE vocabulary [16000].")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take the data settings of this recipe.")] = None,
@@ -96,9 +90,7 @@ def prepare(
         "words": words,
         "vocab_size": vocab_size,
     }
-    config = DataConfig.model_validate(
-        {**config.model_dump(), **{k: v for k, v in changes.items() if v is not None}}
-    )
+    config = DataConfig.model_validate({**config.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
     console = Console(soft_wrap=True)
     dataset = prepare_with_progress(config, resolve_places(home), console, fresh=fresh)
     console.print(f"{dataset.dir}\ndata hash {dataset.hash}", highlight=False)
@@ -109,9 +101,7 @@ def prepare(
 @app.command(name="eval")
 def evaluate(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of minimal pairs in BLiMP's JSONL format.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of minimal pairs in BLiMP's JSONL format.")] = None,
     home: Home = None,
 ) -> None:
     """Score a run's newest weights: bits per byte on its development text, and minimal pairs."""
@@ -169,9 +159,7 @@ def generate(
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Only the k likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Only the likeliest tokens of this total.")
-    ] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Only the likeliest tokens of this total.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     home: Home = None,
 ) -> None:

@@ -41,9 +41,7 @@ def parse_duration(text: str) -> tuple[float, Literal["steps", "epochs", "words"
     """
     match = _DURATION.match(text)
     if not match:
-        raise ValueError(
-            f"'{text}' is not a duration; write for example '3 epochs', '500 steps', '1M words' or '5%'"
-        )
+        raise ValueError(f"'{text}' is not a duration; write for example '3 epochs', '500 steps', '1M words' or '5%'")
     amount = float(match[1]) * _SUFFIXES[match[2].lower()]
     if amount <= 0:
         raise ValueError(f"'{text}' must be more than zero")
@@ -213,9 +211,7 @@ class _CommonRecipe(Section):
             self.launch.micro_batch_size,
         )
         if batch % workers:
-            raise ValueError(
-                f"training.batch_size={batch} must be a multiple of launch.num_workers={workers}"
-            )
+            raise ValueError(f"training.batch_size={batch} must be a multiple of launch.num_workers={workers}")
         if micro is not None and (batch // workers) % micro:
             raise ValueError(
                 f"launch.micro_batch_size={micro} must divide the {batch // workers} sequences of each worker "
@@ -252,13 +248,9 @@ class DistillRecipe(_CommonRecipe):
     @model_validator(mode="after")
     def _one_teacher(self) -> DistillRecipe:
         if self.teacher is None and not self.distill.teachers:
-            raise ValueError(
-                "there is no teacher: give a 'teacher' section, or name runs in distill.teachers"
-            )
+            raise ValueError("there is no teacher: give a 'teacher' section, or name runs in distill.teachers")
         if self.teacher is not None and self.distill.teachers:
-            raise ValueError(
-                "there are two teachers: give either a 'teacher' section or distill.teachers, not both"
-            )
+            raise ValueError("there are two teachers: give either a 'teacher' section or distill.teachers, not both")
         return self
 
     def teacher_recipe(self) -> Recipe | None:
@@ -276,9 +268,7 @@ class DistillRecipe(_CommonRecipe):
         """The undistilled twin's run: the student's recipe without the teacher."""
         return self._stage("twin", self.student, seed=self.seed)
 
-    def _stage(
-        self, stage: str, model: ModelConfig, seed: int, distill: DistillConfig | None = None
-    ) -> Recipe:
+    def _stage(self, stage: str, model: ModelConfig, seed: int, distill: DistillConfig | None = None) -> Recipe:
         return Recipe(
             name=f"{self.name}-{stage}",
             seed=seed,
@@ -297,9 +287,7 @@ AnyRecipe = Recipe | DistillRecipe
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("hgrnx") / "recipes"
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> AnyRecipe:
@@ -314,9 +302,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     for override in overrides:
         key, equals, raw = override.partition("=")
         if not equals or not key:
-            problems.append(
-                f"'{override}': write overrides as key=value, for example training.learning_rate=1e-3"
-            )
+            problems.append(f"'{override}': write overrides as key=value, for example training.learning_rate=1e-3")
             continue
         _set_dotted(values, key.strip(), _parse_yaml_value(raw), problems)
     kind: type[Recipe] | type[DistillRecipe] = (
@@ -364,9 +350,7 @@ def _read_recipe(name_or_path: str) -> tuple[str, str]:
             f"There is no recipe '{name_or_path}'.{hint} Shipped recipes: {', '.join(names)}. "
             "Or give the path of a .yaml file."
         )
-    return name_or_path, (resources.files("hgrnx") / "recipes" / f"{name_or_path}.yaml").read_text(
-        encoding="utf-8"
-    )
+    return name_or_path, (resources.files("hgrnx") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
 
 
 class _Loader(yaml.SafeLoader):
@@ -396,9 +380,7 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(values, dict):
-        raise UserError(
-            f"{where} is {'empty' if values is None else 'not a mapping'}: a recipe is 'key: value' lines."
-        )
+        raise UserError(f"{where} is {'empty' if values is None else 'not a mapping'}: a recipe is 'key: value' lines.")
     return values
 
 

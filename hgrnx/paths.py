@@ -45,9 +45,7 @@ def resolve_places(home: str | os.PathLike[str] | None = None) -> Places:
     Raises:
         UserError: a place is relative, or lies inside Ray's temporary folders, where it would be deleted.
     """
-    base = _absolute(
-        "HGRNX_HOME", str(home or os.environ.get("HGRNX_HOME") or platformdirs.user_data_dir("hgrnx"))
-    )
+    base = _absolute("HGRNX_HOME", str(home or os.environ.get("HGRNX_HOME") or platformdirs.user_data_dir("hgrnx")))
     # An explicit `home` moves the parts along: variables left over in the shell must not split them.
     env = {} if home else os.environ
     runs = _absolute("HGRNX_RUNS", env.get("HGRNX_RUNS") or str(base / "runs"))
@@ -59,9 +57,7 @@ def resolve_places(home: str | os.PathLike[str] | None = None) -> Places:
 def _absolute(name: str, value: str) -> Path:
     path = Path(value).expanduser()
     if not path.is_absolute():
-        raise UserError(
-            f"{name}={value} is a relative path. Give an absolute one, such as {Path.cwd() / value}."
-        )
+        raise UserError(f"{name}={value} is a relative path. Give an absolute one, such as {Path.cwd() / value}.")
     path = path.resolve()
     if any(part.startswith(("_ray_pkg_", "working_dir_files")) for part in path.parts):
         raise UserError(

@@ -79,9 +79,7 @@ def open_model(name: str, places: Places) -> OpenedModel:
     facts = read_json(folder / "environment.json")
     tokenizer_dir = Path(facts["data"]) / "tokenizer"
     if not (tokenizer_dir / "tokenizer.json").is_file():
-        raise UserError(
-            f"The dataset of {folder.name} is gone: {tokenizer_dir} has no tokenizer. Prepare it again."
-        )
+        raise UserError(f"The dataset of {folder.name} is gone: {tokenizer_dir} has no tokenizer. Prepare it again.")
     model = empty_model(recipe.model, facts["vocab_size"]).to_empty(device="cpu")
     assign_weights(model, last_weights(folder), str(folder))
     return OpenedModel(folder, model.eval(), tokenizer_dir, recipe)

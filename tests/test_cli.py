@@ -69,7 +69,11 @@ def test_read_only_home_is_refused() -> None:
 
 def test_every_command_of_the_readme_exists(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = set(re.findall(r"hgrnx (prepare|train|distill|tune|eval|score|compare|export|generate|bench|doctor|runs|ui)\b", readme))
+    commands = set(
+        re.findall(
+            r"hgrnx (prepare|train|distill|tune|eval|score|compare|export|generate|bench|doctor|runs|ui)\b", readme
+        )
+    )
     assert len(commands) >= 9
     shown = hgrnx("--help", home=tmp_path).stdout
     for command in commands:

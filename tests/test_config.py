@@ -62,7 +62,10 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ("name: [\n", "not valid YAML"),
         ("name: x\ntraining:\n  seq_len: '512'\n", "training.seq_len: Input should be a valid integer"),
         ("name: x\ntraining:\n  duration: 5 years\n", "'5 years' is not a duration"),
-        ("name: x\ntraining:\n  batch_size: 9\nlaunch:\n  num_workers: 2\n", "must be a multiple of launch.num_workers"),
+        (
+            "name: x\ntraining:\n  batch_size: 9\nlaunch:\n  num_workers: 2\n",
+            "must be a multiple of launch.num_workers",
+        ),
         ("name: x\nlaunch:\n  micro_batch_size: 7\n", "launch.micro_batch_size=7 must divide"),
         ("name: x\nstudent: {}\n", "there is no teacher"),
         ("name: x\nteacher: {}\ndistill:\n  teachers: [a]\n", "there are two teachers"),

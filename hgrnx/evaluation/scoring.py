@@ -106,15 +106,16 @@ def length_buckets(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.nda
 def _score_batch(model: LanguageModel, tokens_BT: Tensor, lengths_B: Tensor, precision: Precision) -> np.ndarray:
     device = tokens_BT.device
     valid_BT = torch.arange(1, tokens_BT.shape[1], device=device) < lengths_B[:, None]
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        hidden_BTD, _ = model.hidden(tokens_BT[:, :-1])
     scores_BT = torch.zeros(valid_BT.shape, dtype=torch.float64, device=device)
-    with torch.autocast(device.type, enabled=False), _exact_products():
-        scores_BT[valid_BT] = _log_probs(
-            hidden_BTD[valid_BT].float(),
-            model.head_weight[: model.vocab_size].float().T.contiguous(),
-            tokens_BT[:, 1:][valid_BT],
-        )
+    with _exact_products():
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            hidden_BTD, _ = model.hidden(tokens_BT[:, :-1])
+        with torch.autocast(device.type, enabled=False):
+            scores_BT[valid_BT] = _log_probs(
+                hidden_BTD[valid_BT].float(),
+                model.head_weight[: model.vocab_size].float().T.contiguous(),
+                tokens_BT[:, 1:][valid_BT],
+            )
     return scores_BT.sum(1).cpu().numpy()
 
 

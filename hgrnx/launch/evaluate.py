@@ -27,9 +27,7 @@ def evaluate_run(name: str, places: Places, pairs: Path | None, console: Console
     """
     opened = open_model(name, places)
     if opened.recipe is None:
-        raise UserError(
-            f"{opened.folder} is not a run: it has no development text to score. Name a run of yours."
-        )
+        raise UserError(f"{opened.folder} is not a run: it has no development text to score. Name a run of yours.")
     dataset = PreparedDataset.open(Path(read_json(opened.folder / "environment.json")["data"]))
     folder = str(pairs.expanduser().resolve()) if pairs else opened.recipe.evaluation.minimal_pairs
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:

@@ -39,9 +39,7 @@ class JobResult:
     """Run folder of each stage, by label, in order."""
 
 
-def run_job(
-    recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: Console | None = None
-) -> JobResult:
+def run_job(recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: Console | None = None) -> JobResult:
     """Do all that ``recipe`` asks for: a single run, or teacher, student and twin, each evaluated.
 
     Args:
@@ -63,9 +61,7 @@ def run_job(
     with connected(places):
         if isinstance(recipe, Recipe):
             return _run_stages({recipe.name: recipe}, recipe, dataset, places, tracking, fresh, console)
-        return _run_stages(
-            _distillation_stages(recipe, dataset), recipe, dataset, places, tracking, fresh, console
-        )
+        return _run_stages(_distillation_stages(recipe, dataset), recipe, dataset, places, tracking, fresh, console)
 
 
 def _distillation_stages(recipe: DistillRecipe, dataset: PreparedDataset) -> dict[str, Recipe]:
@@ -127,9 +123,7 @@ def _run_stage(
     console: Console,
 ) -> None:
     if (run_dir / "result.json").is_file():
-        console.print(
-            f"{label}: finished before ({run_dir.name}); --fresh would run it again", highlight=False
-        )
+        console.print(f"{label}: finished before ({run_dir.name}); --fresh would run it again", highlight=False)
         tracking.link(job, label, run_dir)
         return
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -62,9 +62,7 @@ def _messages(board: Any, stop: threading.Event, period_s: float) -> Iterator[di
         stopping = stop.wait(period_s)
         try:
             message = ray.get(board.read.remote(), timeout=10)
-        except (
-            Exception
-        ):  # the bar must not end the job: the cluster's own errors surface where the job waits
+        except Exception:  # the bar must not end the job: the cluster's own errors surface where the job waits
             message = {}
         if message and message != last:
             last = message
@@ -98,9 +96,7 @@ def _show_bar(title: str, board: Any, stop: threading.Event) -> None:
         task = progress.add_task(title, total=None, facts="starting workers")
         for message in _messages(board, stop, 0.5):
             if "step" in message:
-                progress.update(
-                    task, completed=message["step"], total=message["total_steps"], facts=describe(message)
-                )
+                progress.update(task, completed=message["step"], total=message["total_steps"], facts=describe(message))
             else:
                 progress.update(task, facts=describe(message))
 

@@ -38,7 +38,7 @@ def train_on_ray(
     """
     launch = recipe.launch
     check_resources(launch)
-    board = Board.remote()
+    board = Board.remote()  # type: ignore[attr-defined]
     # Ray's own bookkeeping of this attempt: kept apart, and cleared, because Train would resume (and skip) a
     # run of the same name; what to resume from is decided by our checkpoints alone.
     ray_folder = run_dir / "ray"

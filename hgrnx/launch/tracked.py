@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hgrnx.data.dataset import PreparedDataset
+from hgrnx.errors import UserError
 from hgrnx.paths import Places
 from hgrnx.report.tables import summary_rows
 from hgrnx.runs import read_json
@@ -51,7 +54,8 @@ class JobTracking:
     def link(self, parent: str, label: str, run_dir: Path) -> None:
         """Note on the job that a stage was finished by an earlier one, and send what MLflow still lacks of it."""
         run = mlflow.stored_run_id(run_dir)
-        mlflow.set_tags(self.uri, parent, {f"{label}.run": run_dir.name, f"{label}.mlflow_run": run or ""})
+        with _only_warn():
+            mlflow.set_tags(self.uri, parent, {f"{label}.run": run_dir.name, f"{label}.mlflow_run": run or ""})
         if run is not None:
             mlflow.replay(self.uri, run, run_dir)
 
@@ -60,41 +64,52 @@ class JobTracking:
         if finished:
             missing = mlflow.replay(self.uri, run, run_dir)
             if missing:
-                print(
-                    f"MLflow lacks {missing} records of {run_dir.name}; the next call of this job sends them."
-                )
-            mlflow.log_artifacts(self.uri, run, [run_dir / "recipe.yaml", run_dir / "environment.json"])
-            final = run_dir / "eval" / "final.json"
-            mlflow.log_artifact(self.uri, run, final, "eval")
-            for name, table in read_json(final)["tables"].items():
-                if table:
-                    mlflow.log_table(self.uri, run, table, f"eval/{name}.json")
-            mlflow.set_tags(self.uri, run, {"checkpoint": (run_dir / "checkpoints").resolve().as_uri()})
+                print(f"MLflow lacks {missing} records of {run_dir.name}; the next call of this job sends them.")
+            with _only_warn():
+                self._log_artifacts(run, run_dir)
         self.finish(run, finished)
 
-    def log_comparison(
-        self, parent: str, folder: Path, runs: Mapping[str, Path], dataset: PreparedDataset
-    ) -> None:
+    def _log_artifacts(self, run: str, run_dir: Path) -> None:
+        mlflow.log_artifacts(self.uri, run, [run_dir / "recipe.yaml", run_dir / "environment.json"])
+        final = run_dir / "eval" / "final.json"
+        mlflow.log_artifact(self.uri, run, final, "eval")
+        for name, table in read_json(final)["tables"].items():
+            if table:
+                mlflow.log_table(self.uri, run, table, f"eval/{name}.json")
+        mlflow.set_tags(self.uri, run, {"checkpoint": (run_dir / "checkpoints").resolve().as_uri()})
+
+    def log_comparison(self, parent: str, folder: Path, runs: Mapping[str, Path], dataset: PreparedDataset) -> None:
         """The table and the plots, on the job's run and on a child called ``evaluation``."""
-        aside = folder / "evaluation"
-        aside.mkdir(exist_ok=True)
-        child = self.start(aside, f"{folder.name}-evaluation", {}, dataset, parent=parent)
-        for run in (parent, child):
-            mlflow.log_table(self.uri, run, summary_rows(runs), "summary.json")
-            mlflow.log_artifact(self.uri, run, folder / "summary.md")
-            for plot in sorted(folder.glob("*.png")):
-                mlflow.log_figure(self.uri, run, plot)
         metrics = {
             f"{label}/{name}": value
             for label, run_dir in runs.items()
             for name, value in read_json(run_dir / "eval" / "final.json")["metrics"].items()
         }
-        mlflow.log_metrics(self.uri, child, metrics)
-        self.finish(child, True)
+        aside = folder / "evaluation"
+        aside.mkdir(exist_ok=True)
+        with _only_warn():
+            child = self.start(aside, f"{folder.name}-evaluation", {}, dataset, parent=parent)
+            for run in (parent, child):
+                mlflow.log_table(self.uri, run, summary_rows(runs), "summary.json")
+                mlflow.log_artifact(self.uri, run, folder / "summary.md")
+                for plot in sorted(folder.glob("*.png")):
+                    mlflow.log_figure(self.uri, run, plot)
+            mlflow.log_metrics(self.uri, child, metrics)
+            mlflow.finish_run(self.uri, child)
 
     def finish(self, run: str, finished: bool) -> None:
         """Close a run as finished or failed."""
-        mlflow.finish_run(self.uri, run, "FINISHED" if finished else "FAILED")
+        with _only_warn():
+            mlflow.finish_run(self.uri, run, "FINISHED" if finished else "FAILED")
+
+
+@contextmanager
+def _only_warn() -> Iterator[None]:
+    """A finished training must not fail, nor its real error be hidden, because MLflow went away meanwhile."""
+    try:
+        yield
+    except UserError as error:
+        print(f"MLflow did not take everything; the next call of this job sends it again. {error}", file=sys.stderr)
 
 
 def split_size(dataset: PreparedDataset, split: str) -> dict[str, int]:

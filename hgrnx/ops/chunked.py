@@ -1,8 +1,8 @@
 """The gated linear recurrence on CPU: chunked, recomputing, with a backward written by hand.
 
-Shapes: B batch, T time, H heads, K keys, V values per head. Inside, the work is cut into slabs of a few
-sequences of one head; in a slab R is sequences, N chunks a sequence, M = R N chunks in all, C tokens a chunk,
-P tokens a block, J = M C / P blocks.
+Shapes: B batch, T time, H heads, K keys, V values per head. Inside, the work is cut into slabs that fit
+a core's cache; in a slab R is its (sequence, head) pairs, N chunks of one pair, M = R N chunks in all, C tokens
+of a chunk, P tokens of a block, J = M C / P blocks.
 
 Within a chunk, o_i = sum over j <= i of ((q_i decay(j+1..i)) . k_j) v_j, where decay(j+1..i) is a product of
 gates. It must never be split as decay(..i) / decay(..j), which overflows. It is built as a tree instead:
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 64
-_BLOCK = 4
+_CHUNK = 32
+_BLOCK = 8
 _SLAB_ELEMENTS = 2**17  # numbers of a [tokens, K] slab: its few live tensors should stay in the cache
 
 
@@ -81,11 +81,7 @@ def _groups_of_similar_length(lengths: list[int]) -> Iterator[slice]:
             start = end
 
 
-class _Slab(NamedTuple):
-    """Sequences ``rows`` of head ``head``, T a multiple of C."""
-
-    rows: slice
-    head: int
+_Slab = tuple[slice, slice]  # batch rows and heads
 
 
 class _Level(NamedTuple):
@@ -127,15 +123,15 @@ class _ChunkedRecurrence(torch.autograd.Function):
         final = torch.empty(B, H, K, V, dtype=_compute_dtype(q))
         with torch.autocast("cpu", enabled=False):
             for slab in _slabs(B, padded, H, K):
-                q_BTK, k_BTK, v_BTV, g_BTK = (x[slab.rows, :, slab.head] for x in inputs)
-                tree = _build_tree(q_BTK, k_BTK, g_BTK, chunk, keep=False)
-                v_MCV = _rows_of_chunks(v_BTV, chunk)
-                state = None if initial_state is None else initial_state[slab.rows, slab.head]
-                states_MKV, last_RKV = _chunk_states(tree, v_MCV, state, q_BTK.shape[0])
+                q_RTK, k_RTK, v_RTV, g_RTK = (_take(x, slab) for x in inputs)
+                tree = _build_tree(q_RTK, k_RTK, g_RTK, chunk, keep=False)
+                v_MCV = v_RTV.view(-1, chunk, V)
+                state = None if initial_state is None else initial_state[slab].flatten(0, 1)
+                states_MKV, last_RKV = _chunk_states(tree, v_MCV, state, q_RTK.shape[0])
                 o_MCV = _outputs(tree, v_MCV)
                 o_MCV.baddbmm_(tree.q_MCK, states_MKV)
-                o[slab.rows, :, slab.head] = o_MCV.view(v_BTV.shape)
-                final[slab.rows, slab.head] = last_RKV
+                _put(o, slab, o_MCV)
+                final[slab] = last_RKV.view(final[slab].shape)
         return o[:, :T], final
 
     @staticmethod
@@ -149,33 +145,32 @@ class _ChunkedRecurrence(torch.autograd.Function):
         grad_initial = None if initial_state is None else torch.empty_like(initial_state)
         with torch.autocast("cpu", enabled=False):
             for slab in _slabs(B, padded, H, K):
-                tensors = (x[slab.rows, :, slab.head] for x in inputs)
-                state = None if initial_state is None else initial_state[slab.rows, slab.head]
-                *slab_grads, grad_state = _slab_backward(
-                    *tensors, state, grad_final[slab.rows, slab.head], chunk
-                )
+                tensors = (_take(x, slab) for x in inputs)
+                state = None if initial_state is None else initial_state[slab].flatten(0, 1)
+                *slab_grads, grad_state = _slab_backward(*tensors, state, grad_final[slab].flatten(0, 1), chunk)
                 for grad, slab_grad in zip(grads, slab_grads):
-                    grad[slab.rows, :, slab.head] = slab_grad
+                    _put(grad, slab, slab_grad)
                 if grad_initial is not None:
-                    grad_initial[slab.rows, slab.head] = grad_state
+                    grad_initial[slab] = grad_state.view(grad_initial[slab].shape)
         return (*(x[:, :T] for x in grads), grad_initial)
 
 
 def _slab_backward(
-    q_BTK: Tensor,
-    k_BTK: Tensor,
-    v_BTV: Tensor,
-    g_BTK: Tensor,
-    do_BTV: Tensor,
+    q_RTK: Tensor,
+    k_RTK: Tensor,
+    v_RTV: Tensor,
+    g_RTK: Tensor,
+    do_RTV: Tensor,
     initial_RKV: Tensor | None,
     d_final_RKV: Tensor,
     chunk: int,
 ) -> tuple[Tensor, ...]:
-    tree = _build_tree(q_BTK, k_BTK, g_BTK, chunk, keep=True)
-    R = q_BTK.shape[0]
-    v_MCV, do_MCV = _rows_of_chunks(v_BTV, chunk), _rows_of_chunks(do_BTV, chunk)
-    M, C, V = v_MCV.shape
-    K = q_BTK.shape[-1]
+    tree = _build_tree(q_RTK, k_RTK, g_RTK, chunk, keep=True)
+    R = q_RTK.shape[0]
+    V = v_RTV.shape[-1]
+    v_MCV, do_MCV = v_RTV.view(-1, chunk, V), do_RTV.view(-1, chunk, V)
+    M = v_MCV.shape[0]
+    K = q_RTK.shape[-1]
     N = M // R
     states_MKV, _ = _chunk_states(tree, v_MCV, initial_RKV, R)
 
@@ -217,13 +212,10 @@ def _slab_backward(
     dv_MCV.view(J, P, V).add_(torch.bmm(tree.scores_JPP.mT, do_JPV))
     dq_JPK, dk_JPK = dq_MCK.view(J, P, K), dk_MCK.view(J, P, K)
     dg_JPK = _block_backward(tree, dq_JPK, dk_JPK, d_scores_JPP, d_decay)
-    dq_BTK, dk_BTK, dg_BTK = (x.view(q_BTK.shape) for x in (dq_JPK, dk_JPK, dg_JPK))
-    return dq_BTK, dk_BTK, dv_MCV.view(v_BTV.shape), dg_BTK, d_state_RKV
+    return dq_JPK, dk_JPK, dv_MCV, dg_JPK, d_state_RKV
 
 
-def _block_backward(
-    tree: _Tree, dq_JPK: Tensor, dk_JPK: Tensor, d_scores_JPP: Tensor, d_decay_JK: Tensor
-) -> Tensor:
+def _block_backward(tree: _Tree, dq_JPK: Tensor, dk_JPK: Tensor, d_scores_JPP: Tensor, d_decay_JK: Tensor) -> Tensor:
     """Turns the gradients of a block's decayed queries and keys into those of the plain ones; returns the gates'."""
     P = tree.q_JPK.shape[1]
     dq_JPK *= tree.prefix_JPK
@@ -244,11 +236,11 @@ def _block_backward(
     return dg_JPK
 
 
-def _build_tree(q_BTK: Tensor, k_BTK: Tensor, g_BTK: Tensor, chunk: int, keep: bool) -> _Tree:
-    K = q_BTK.shape[-1]
+def _build_tree(q_RTK: Tensor, k_RTK: Tensor, g_RTK: Tensor, chunk: int, keep: bool) -> _Tree:
+    """The decays and scores of a slab, whose tensors it may overwrite."""
+    K = q_RTK.shape[-1]
     P = min(_BLOCK, chunk)
-    dtype = _compute_dtype(q_BTK)
-    q_JPK, k_JPK, f_JPK = (_fresh(x, dtype).view(-1, P, K) for x in (q_BTK, k_BTK, g_BTK))
+    q_JPK, k_JPK, f_JPK = (x.view(-1, P, K) for x in (q_RTK, k_RTK, g_RTK))
     J = q_JPK.shape[0]
     # The chunk's decay from the sum of logs: a product would round the same way for each gate near 1.
     decay_MK = f_JPK.view(-1, chunk, K).sum(1).exp_()
@@ -324,22 +316,27 @@ def _chunking(T: int) -> tuple[int, int]:
 
 
 def _slabs(B: int, T: int, H: int, K: int) -> Iterator[_Slab]:
-    rows = max(1, _SLAB_ELEMENTS // (T * K))
-    for head in range(H):
-        for start in range(0, B, rows):
-            yield _Slab(slice(start, min(start + rows, B)), head)
+    """Whole sequences where that is little enough, because they are contiguous; else some of their heads."""
+    rows = max(1, _SLAB_ELEMENTS // (T * H * K))
+    heads = min(H, max(1, _SLAB_ELEMENTS // (T * K)))
+    for row in range(0, B, rows):
+        for head in range(0, H, heads):
+            yield slice(row, min(row + rows, B)), slice(head, min(head + heads, H))
+
+
+def _take(x_BTHK: Tensor, slab: _Slab) -> Tensor:
+    """A slab's own copy, [R, T, K] with R (sequence, head) pairs, in the type of the computation."""
+    part = x_BTHK[slab[0], :, slab[1]].transpose(1, 2)
+    copy = torch.empty(part.shape, dtype=_compute_dtype(x_BTHK))
+    return copy.copy_(part).flatten(0, 1)
+
+
+def _put(x_BTHK: Tensor, slab: _Slab, values: Tensor) -> None:
+    part = x_BTHK[slab[0], :, slab[1]].transpose(1, 2)
+    part.copy_(values.view(part.shape))
 
 
 def _pad_time(x_BTHK: Tensor, T: int) -> Tensor:
     """Zeros at the end: queries, keys and values of 0, gates of 1."""
     missing = T - x_BTHK.shape[1]
     return torch.nn.functional.pad(x_BTHK, (0, 0, 0, 0, 0, missing)) if missing else x_BTHK
-
-
-def _rows_of_chunks(x_BTV: Tensor, chunk: int) -> Tensor:
-    return x_BTV.to(_compute_dtype(x_BTV)).contiguous().view(-1, chunk, x_BTV.shape[-1])
-
-
-def _fresh(x_BTK: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy, whatever ``x_BTK`` is: it will be overwritten."""
-    return torch.empty(x_BTK.shape, dtype=dtype).copy_(x_BTK)

@@ -33,9 +33,7 @@ def forget_gate(z: Tensor, lower_bound: Tensor | float | None = None) -> tuple[T
         lower_bound = torch.tensor(lower_bound, device=z.device)
     trailing = z.shape[z.ndim - lower_bound.ndim :] if lower_bound.ndim else torch.Size()
     if lower_bound.ndim > z.ndim or any(b not in (1, d) for b, d in zip(lower_bound.shape, trailing)):
-        raise ValueError(
-            f"forget_gate: lower_bound {list(lower_bound.shape)} does not broadcast to z {list(z.shape)}"
-        )
+        raise ValueError(f"forget_gate: lower_bound {list(lower_bound.shape)} does not broadcast to z {list(z.shape)}")
     return _ForgetGate.apply(z, lower_bound)
 
 

@@ -39,9 +39,7 @@ class LogHook(Hook):
     same lines as an undisturbed one.
     """
 
-    def __init__(
-        self, tracker: Tracker, engine: Engine, clock: Clock, every_steps: int, checkpoints: Period
-    ) -> None:
+    def __init__(self, tracker: Tracker, engine: Engine, clock: Clock, every_steps: int, checkpoints: Period) -> None:
         self.tracker, self.engine, self.clock = tracker, engine, clock
         self.every = Period(f"{every_steps} steps")
         self.checkpoints = checkpoints

@@ -96,9 +96,7 @@ def run_training(
             recipe.evaluation,
             tracker,
             run_dir / "eval",
-            None
-            if listener is None or rank
-            else lambda done, total: listener({"evaluated": done, "items": total}),
+            None if listener is None or rank else lambda done, total: listener({"evaluated": done, "items": total}),
         )
         hooks: list[Hook] = [
             LogHook(tracker, engine, clock, recipe.training.log_every, every),
@@ -150,9 +148,7 @@ def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path) -> Obj
     if distill is None:
         return NextToken()
     if not distill.teachers:
-        raise UserError(
-            "distill.teachers is empty: name a finished run or a Hugging Face folder to learn from."
-        )
+        raise UserError("distill.teachers is empty: name a finished run or a Hugging Face folder to learn from.")
     teacher = load_teachers(
         distill.teachers,
         dataset.tokenizer_hash,
@@ -203,6 +199,4 @@ def _write_run_files(recipe: Recipe, dataset: PreparedDataset, run_dir: Path) ->
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
     facts = {"data_hash": dataset.hash, "tokenizer_hash": dataset.tokenizer_hash, "data": str(dataset.dir)}
-    write_json(
-        run_dir / "environment.json", describe_environment({**facts, "vocab_size": dataset.vocab_size})
-    )
+    write_json(run_dir / "environment.json", describe_environment({**facts, "vocab_size": dataset.vocab_size}))

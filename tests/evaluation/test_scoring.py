@@ -74,6 +74,18 @@ def test_bfloat16_is_close_and_only_when_asked(
     assert len(np.unique(rough)) == len(np.unique(exact)), "float32 log-softmax makes no ties"
 
 
+def test_faster_products_allowed_elsewhere_do_not_reach_the_scores(
+    model: LanguageModel, tokenizer: Tokenizer, sentences: list[str]
+) -> None:
+    exact = score_strings(model, tokenizer, 0, sentences)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        np.testing.assert_array_equal(score_strings(model, tokenizer, 0, sentences), exact)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_progress_reaches_the_end(model: LanguageModel, tokenizer: Tokenizer, sentences: list[str]) -> None:
     seen: list[tuple[int, int]] = []
     score_strings(model, tokenizer, 0, sentences, batch_tokens=64, on_progress=lambda *at: seen.append(at))

@@ -83,7 +83,11 @@ def test_mlflow_has_nested_runs_with_curves_and_tables(job: JobResult, places: P
     )
     assert student.data.params["distill.temperature"] == "2.0" and student.info.status == "FINISHED"
     assert student.inputs.dataset_inputs[0].dataset.digest
-    assert {item.path for item in client.list_artifacts(student.info.run_id)} >= {"recipe.yaml", "environment.json", "eval"}
+    assert {item.path for item in client.list_artifacts(student.info.run_id)} >= {
+        "recipe.yaml",
+        "environment.json",
+        "eval",
+    }
     assert {item.path for item in client.list_artifacts(parent_id)} >= {"summary.md", "summary.json", "figures"}
 
 
@@ -128,9 +132,7 @@ def test_killed_worker_is_replaced_and_changes_nothing(
     assert all((mine[name] == undisturbed[name]).all() for name in undisturbed)
 
 
-def test_error_in_a_worker_reaches_the_user_as_a_message(
-    job: JobResult, tiny: AnyRecipe, places: Places
-) -> None:
+def test_error_in_a_worker_reaches_the_user_as_a_message(job: JobResult, tiny: AnyRecipe, places: Places) -> None:
     assert isinstance(tiny, DistillRecipe)
     recipe: Recipe = tiny.student_recipe(["no-such-teacher"])
     with pytest.raises(UserError, match="no teacher 'no-such-teacher'"):

@@ -8,6 +8,7 @@ once. Rank 0 leaves ``NAME.json`` (losses of the whole batch and gradient norms,
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -57,8 +58,11 @@ def make_engine(
     return build_engine(module, training_config(precision, **changes), launch)
 
 
-def take_step(engine: Engine, step: int, learning_rate: float = 1e-3) -> tuple[float, float]:
-    """One step on this rank's rows of the global batch. Returns this rank's share of the loss, and the norm."""
+def take_step(engine: Engine, step: int, spoilt: bool = False) -> tuple[float, float]:
+    """One step on this rank's rows of the global batch. Returns this rank's share of the loss, and the norm.
+
+    ``spoilt`` makes the gradient of rank 0 NaN.
+    """
     inputs, targets, count = global_batch(step)
     share = BATCH // engine.world_size
     rows = share // engine.micro_steps
@@ -66,9 +70,10 @@ def take_step(engine: Engine, step: int, learning_rate: float = 1e-3) -> tuple[f
     for micro in range(engine.micro_steps):
         first = engine.rank * share + micro * rows
         output = engine.forward(inputs[first : first + rows], targets[first : first + rows])
-        engine.backward(output.loss_sum, count, micro == engine.micro_steps - 1)
+        factor = float("nan") if spoilt and engine.rank == 0 else 1.0
+        engine.backward(output.loss_sum * factor, count, micro == engine.micro_steps - 1)
         loss += float(output.loss_sum.detach()) / count
-    return loss, engine.step(learning_rate)
+    return loss, engine.step(1e-3)
 
 
 def run_case(
@@ -82,6 +87,7 @@ def run_case(
     start: int = 0,
     load: str | None = None,
     save_at: int | None = None,
+    spoil_at: int | None = None,
 ) -> None:
     """Take ``steps`` steps from ``start``, after loading the checkpoint ``load``; save one before ``save_at``."""
     built = make_engine(engine, stage, precision, micro)
@@ -93,7 +99,7 @@ def run_case(
             state = built.state()
             if built.rank == 0:
                 save_checkpoint(folder / f"{name}-checkpoints", step, state, {}, keep=1)
-        loss, norm = take_step(built, step)
+        loss, norm = take_step(built, step, spoilt=step == spoil_at)
         losses.append(loss)
         norms.append(norm)
     total = torch.tensor(losses, dtype=torch.float64)
@@ -121,7 +127,9 @@ def main() -> None:
     torch.set_num_threads(1)
     make_cpu_bf16_safe()
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed  # noqa: F401 (once, here, instead of in every process)
+    # Once, here, instead of in every process.
+    for name in ("torch._dynamo", "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.stage3"):
+        importlib.import_module(name)
 
     folder = Path(sys.argv[1])
     for job in json.loads((folder / "jobs.json").read_text()):

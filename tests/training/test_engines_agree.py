@@ -6,7 +6,9 @@ TorchEngine in one process.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,8 +21,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed"),
+]
 
 ENGINES: dict[str, dict[str, Any]] = {
     "torch": {"engine": "torch"},
@@ -53,6 +57,8 @@ def cases(world_size: int, folder: Path) -> list[dict[str, Any]]:
             found.append({"name": f"{name}-{world_size}", "steps": STEPS, "save_at": SAVED_AT, **engine})
             found.append({"name": f"{name}-{world_size}-bf16", "precision": "bf16", "steps": SAVED_AT, **engine})
         found.append({"name": f"{name}-{world_size}-micro3", "micro": 3, "steps": 1, **engine})
+        if world_size == 2:
+            found.append({"name": f"{name}-2-spoilt", "steps": 3, "spoil_at": 1, **engine})
         for saver_world, by in continued:
             saver = f"{shifted(name, by)}-{saver_world}"
             load = str(folder / f"{saver}-checkpoints" / FOLDER)
@@ -121,6 +127,15 @@ def test_workers_and_accumulation_give_the_same_step(
     assert found.losses == pytest.approx(expected.losses[:1], abs=1e-5)
     assert found.norms == pytest.approx(expected.norms[:1], rel=1e-5)
     assert distance(found.weights, read(folder, "torch-1-micro3").weights) < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_whose_gradient_is_not_finite_is_told_and_left_out(folder: Path, name: str) -> None:
+    found, expected = read(folder, f"{name}-2-spoilt"), read(folder, "torch-2-spoilt")
+    assert [math.isfinite(norm) for norm in found.norms] == [True, False, True]
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert distance(found.weights, expected.weights) < 1e-5
+    assert distance(found.weights, read(folder, "torch-1-micro3").weights) < 0.1  # and not NaN
 
 
 CONTINUED = [(name, loader, saver, by) for loader, saver, by in ((1, 2, 1), (4, 1, 2), (4, 2, 3)) for name in NAMES]

@@ -91,9 +91,7 @@ def test_micro_batches_do_not_change_the_run(dataset: PreparedDataset, tmp_path:
         torch.testing.assert_close(tensor, last_weights(tmp_path / "one")[name], rtol=1e-4, atol=1e-5)
 
 
-def test_distilling_from_itself_gives_no_divergence_at_the_first_step(
-    dataset: PreparedDataset, tmp_path: Path
-) -> None:
+def test_distilling_from_itself_gives_no_divergence_at_the_first_step(dataset: PreparedDataset, tmp_path: Path) -> None:
     # A teacher whose last checkpoint is the student's start: one step at a vanishing learning rate.
     still = {"duration": "1 steps", "learning_rate": 1e-30, "weight_decay": 0.0}
     run_training(recipe(training=still), dataset, tmp_path / "teacher")

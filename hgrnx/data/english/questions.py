@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from hgrnx.data.english.clauses import copula, object_words, subject
 from hgrnx.data.english.lexicon import (
     BE,
     DO,
@@ -32,14 +33,11 @@ from hgrnx.data.english.phrases import (
     Phrase,
     Rng,
     any_number,
-    copula,
     determined,
     fits,
     named_or_gendered,
-    object_words,
     plain,
     pronoun_phrase,
-    subject,
 )
 from hgrnx.data.english.sentences import sentence
 

@@ -10,6 +10,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from hgrnx.data.english.clauses import (
+    adverbial,
+    be,
+    clause,
+    finite,
+    negated,
+    object_words,
+    predicate,
+    simple_tense,
+    subject,
+)
 from hgrnx.data.english.lexicon import (
     DO,
     FACTIVE_POOL,
@@ -35,24 +46,15 @@ from hgrnx.data.english.lexicon import (
 from hgrnx.data.english.phrases import (
     Phrase,
     Rng,
-    adverbial,
     any_number,
-    be,
-    clause,
-    finite,
     fits,
     named_or_gendered,
     near_phrase,
-    negated,
     negative_phrase,
-    object_words,
     person,
     place_phrase,
     plain,
-    predicate,
     pronoun_phrase,
-    simple_tense,
-    subject,
     thing_or_animal,
 )
 
