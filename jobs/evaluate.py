@@ -1,4 +1,4 @@
-"""``hgrnx eval`` as a Ray job: ``ray job submit --working-dir . -- python jobs/evaluate.py ...``, with its arguments."""
+"""``hgrnx eval`` as a Ray job, with its arguments: ``ray job submit --working-dir . -- python jobs/evaluate.py``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``hgrnx prepare`` as a Ray job: ``ray job submit --working-dir . -- python jobs/prepare.py ...``, with its arguments."""
+"""``hgrnx prepare`` as a Ray job, with its arguments: ``ray job submit --working-dir . -- python jobs/prepare.py``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``hgrnx train`` as a Ray job: ``ray job submit --working-dir . -- python jobs/train.py ...``, with its arguments."""
+"""``hgrnx train`` as a Ray job, with its arguments: ``ray job submit --working-dir . -- python jobs/train.py``."""
 
 import sys
 

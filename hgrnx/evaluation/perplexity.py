@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hgrnx.errors import UserError
-from hgrnx.evaluation.scoring import BATCH_TOKENS, Precision, Progress, score_tokens
+from hgrnx.evaluation.scoring import Precision, Progress, score_tokens
 from hgrnx.models import LanguageModel
 
 
@@ -42,7 +42,7 @@ def bits_per_byte(
     documents: int | None = None,
     rank: int = 0,
     world_size: int = 1,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     precision: Precision = "fp32",
     on_progress: Progress | None = None,
 ) -> Counts:

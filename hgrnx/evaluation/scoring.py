@@ -22,8 +22,9 @@ from hgrnx.models import LanguageModel
 Precision = Literal["fp32", "bf16"]
 Progress = Callable[[int, int], None]
 
-BATCH_TOKENS = 16_384
-_HEAD_POSITIONS = defaultdict(lambda: 4096, cpu=128)  # a CPU's cache holds the logits; a GPU wants large products
+# A CPU is fastest while its caches hold hidden states and logits; a GPU wants large products.
+_BATCH_TOKENS = defaultdict(lambda: 16_384, cpu=2048)
+_HEAD_POSITIONS = defaultdict(lambda: 4096, cpu=128)
 
 
 def score_strings(
@@ -33,7 +34,7 @@ def score_strings(
     strings: Sequence[str],
     *,
     prefix: str = " ",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     precision: Precision = "fp32",
     on_progress: Progress | None = None,
 ) -> np.ndarray:
@@ -45,7 +46,7 @@ def score_strings(
         bos_id: id of the token before every string; not scored itself.
         strings: what to score; equal strings are scored once.
         prefix: put before each string; the BabyLM pipeline scores " " + sentence.
-        batch_tokens: bounds memory, not the result.
+        batch_tokens: bounds memory, not the result; what suits the device when None.
         precision: of the hidden states; logits and log-probabilities are float32 and their sums float64 always.
         on_progress: called with strings done and strings in all.
     """
@@ -61,7 +62,7 @@ def score_tokens(
     model: LanguageModel,
     rows: Sequence[np.ndarray],
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     precision: Precision = "fp32",
     on_progress: Progress | None = None,
 ) -> np.ndarray:
@@ -72,7 +73,7 @@ def score_tokens(
     scores = np.zeros(len(rows), dtype=np.float64)
     device = model.head_weight.device
     done = 0
-    for batch in length_buckets([len(row) for row in rows], batch_tokens):
+    for batch in length_buckets([len(row) for row in rows], batch_tokens or _BATCH_TOKENS[device.type]):
         longest = len(rows[batch[-1]])
         if longest > 1:
             tokens_BT = np.zeros((len(batch), longest), dtype=np.int64)

@@ -24,17 +24,13 @@ def connected(places: Places) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Ray Train tells each worker's state at INFO; what a person needs is on the progress bar.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
     ray.init(
         **options,
         runtime_env={"env_vars": places.environment()},
-        log_to_driver=False,
+        log_to_driver=False,  # what a person needs of the workers comes through the progress board
         logging_level=logging.WARNING,
-        configure_logging=True,
     )
     try:
         yield

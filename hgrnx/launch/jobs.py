@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def run_job(recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: 
     Raises:
         UserError: anything the user has to put right; nothing half-written is taken for finished later.
     """
-    console = console or Console(soft_wrap=True)
+    # A log file has no width of its own; 100 columns hold the table of three runs.
+    console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else 100)
     console.print(
         f"[bold]{recipe.name}[/bold]\n  runs    {places.runs}\n  data    {places.data}\n  MLflow  {places.mlflow_uri}",
         highlight=False,

@@ -222,7 +222,9 @@ def _experiment_id(client: Any, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_root(uri)))
+            # The tag makes MLflow's page open with training runs and their curves, not with its agents' traces.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(client.create_experiment(name, artifact_location=artifact_root(uri), tags=tags))
         except load().MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

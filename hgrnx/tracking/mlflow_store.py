@@ -92,6 +92,7 @@ def serve(uri: str, port: int = 5000) -> None:
     database = sqlite_path(uri)
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
     print(f"http://127.0.0.1:{port}  (ready in some seconds; Ctrl-C ends it)", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server never outlives this process
     # In a session of its own, so that Ctrl-C ends all its processes from here and not each with a stack trace.
     with subprocess.Popen(
         command, cwd=database.parent if database else Path.home(), env=environment, start_new_session=True
