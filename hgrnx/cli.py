@@ -77,9 +77,8 @@ def prepare(
     fresh: Fresh = False,
 ) -> None:
     """Turn text into a tokenizer, token shards and a manifest that counts every word."""
-    from rich.console import Console
-
     from hgrnx.config import DataConfig, load_recipe
+    from hgrnx.console import make_console
     from hgrnx.data.ledger import print_ledger
     from hgrnx.launch.jobs import prepare_with_progress
     from hgrnx.paths import resolve_places
@@ -91,7 +90,7 @@ def prepare(
         "vocab_size": vocab_size,
     }
     config = DataConfig.model_validate({**config.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
-    console = Console(soft_wrap=True)
+    console = make_console()
     dataset = prepare_with_progress(config, resolve_places(home), console, fresh=fresh)
     console.print(f"{dataset.dir}\ndata hash {dataset.hash}", highlight=False)
     if show:
@@ -105,12 +104,11 @@ def evaluate(
     home: Home = None,
 ) -> None:
     """Score a run's newest weights: bits per byte on its development text, and minimal pairs."""
-    from rich.console import Console
-
+    from hgrnx.console import make_console
     from hgrnx.launch.evaluate import evaluate_run
     from hgrnx.paths import resolve_places
 
-    evaluate_run(run, resolve_places(home), data, Console())
+    evaluate_run(run, resolve_places(home), data, make_console())
 
 
 @app.command()
@@ -120,8 +118,7 @@ def compare(
     home: Home = None,
 ) -> None:
     """Print finished runs side by side."""
-    from rich.console import Console
-
+    from hgrnx.console import make_console
     from hgrnx.paths import resolve_places
     from hgrnx.report.tables import print_summary, summary_markdown
     from hgrnx.runs import find_run
@@ -131,7 +128,7 @@ def compare(
     if markdown:
         print(summary_markdown(folders))
     else:
-        print_summary(folders, Console())
+        print_summary(folders, make_console())
 
 
 @app.command(name="export")
@@ -189,16 +186,15 @@ def runs(
     home: Home = None,
 ) -> None:
     """List the runs on this machine, or show one."""
-    from rich.console import Console
-
+    from hgrnx.console import make_console
     from hgrnx.paths import resolve_places
     from hgrnx.runs import print_run, print_runs
 
     places = resolve_places(home)
     if name is None:
-        print_runs(places, Console())
+        print_runs(places, make_console())
     else:
-        print_run(name, places, Console())
+        print_run(name, places, make_console())
 
 
 @app.command()

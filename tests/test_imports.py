@@ -12,10 +12,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hgrnx"
 
 # What each room may import of the others. A room that is not named here may import nothing.
-BASE = {"errors", "config", "paths"}
+BASE = {"errors", "config", "paths", "console"}
 ALLOWED = {
     "errors": set(),
     "paths": {"errors"},
+    "console": set(),
     "config": {"errors"},
     "ops": BASE,
     "data": BASE,

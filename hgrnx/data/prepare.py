@@ -62,13 +62,22 @@ def prepare(
     if final.is_dir() and not fresh:
         return _existing(config, data_root)
     if config.source is None and config.track != "demo":
-        raise UserError(f"The track {config.track} needs its text: {prepare_command(config)}")
+        config = config.model_copy(update={"source": _known_source(config, data_root)})
     with exclusive(final):
         if final.is_dir() and not fresh:  # made by the process that had the lock before
             return _existing(config, data_root)
         with building(final) as folder:
             _build(config, folder, on_progress or (lambda stage, done, total: None))
     return open_dataset(config, data_root)
+
+
+def _known_source(config: DataConfig, data_root: Path) -> str:
+    """Where the text of this track was when it was prepared with other settings."""
+    for manifest in sorted(data_root.glob(f"{config.track}-v*/manifest.json"), key=lambda path: path.stat().st_mtime):
+        source = json.loads(manifest.read_text(encoding="utf-8")).get("source")
+        if source is not None and Path(source).is_dir():
+            return str(source)
+    raise UserError(f"The track {config.track} needs its text: {prepare_command(config)}")
 
 
 def _existing(config: DataConfig, data_root: Path) -> PreparedDataset:

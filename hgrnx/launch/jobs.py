@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from hgrnx.config import AnyRecipe, DataConfig, DistillRecipe, Recipe, flatten, run_name, to_yaml
+from hgrnx.console import make_console
 from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.prepare import prepare
@@ -49,8 +49,7 @@ def run_job(recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: 
     Raises:
         UserError: anything the user has to put right; nothing half-written is taken for finished later.
     """
-    # A log file has no width of its own; 100 columns hold the table of three runs.
-    console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else 100)
+    console = console or make_console()
     console.print(
         f"[bold]{recipe.name}[/bold]\n  runs    {places.runs}\n  data    {places.data}\n  MLflow  {places.mlflow_uri}",
         highlight=False,

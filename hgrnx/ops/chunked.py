@@ -18,6 +18,7 @@ it comes out of the tree as just that sum, without a difference of larger ones.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ class _ChunkedRecurrence(torch.autograd.Function):
         inputs = [_pad_time(x, padded) for x in (q, k, v, log_f)]
         o = v.new_empty(B, padded, H, V)
         final = torch.empty(B, H, K, V, dtype=_compute_dtype(q))
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), _flushed_denormals():
             for slab in _slabs(B, padded, H, K):
                 q_RTK, k_RTK, v_RTV, g_RTK = (_take(x, slab) for x in inputs)
                 tree = _build_tree(q_RTK, k_RTK, g_RTK, chunk, keep=False)
@@ -143,7 +144,7 @@ class _ChunkedRecurrence(torch.autograd.Function):
         inputs = [_pad_time(x, padded) for x in (q, k, v, log_f, grad_o)]
         grads = [x.new_empty(B, padded, *x.shape[2:]) for x in (q, k, v, log_f)]
         grad_initial = None if initial_state is None else torch.empty_like(initial_state)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), _flushed_denormals():
             for slab in _slabs(B, padded, H, K):
                 tensors = (_take(x, slab) for x in inputs)
                 state = None if initial_state is None else initial_state[slab].flatten(0, 1)
@@ -340,3 +341,15 @@ def _pad_time(x_BTHK: Tensor, T: int) -> Tensor:
     """Zeros at the end: queries, keys and values of 0, gates of 1."""
     missing = T - x_BTHK.shape[1]
     return torch.nn.functional.pad(x_BTHK, (0, 0, 0, 0, 0, missing)) if missing else x_BTHK
+
+
+@contextlib.contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Denormals count as 0 in this thread: products of many small gates are full of them, and 3 times slower."""
+    # There is no getter: with the flag set, a product with a denormal is 0.
+    already = (torch.tensor(1e-39) * 1.0).item() == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(already)

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hgrnx.config import LaunchConfig, TrainingConfig
 from hgrnx.errors import UserError
-from hgrnx.training.cpu_bf16 import make_cpu_bf16_safe
+from hgrnx.ops.cpu import guard_bf16_products
 from hgrnx.training.distributed import rank_and_world
 from hgrnx.training.optim import make_optimizer
 
@@ -187,7 +187,7 @@ def build_engine(module: ObjectiveModule, training: TrainingConfig, launch: Laun
         UserError: a GPU or DeepSpeed is asked for and not there, or the batch does not divide.
     """
     if training.precision == "bf16" and not launch.use_gpu:
-        make_cpu_bf16_safe()
+        guard_bf16_products()
     if launch.engine == "torch":
         return TorchEngine(module, training, launch)
     from hgrnx.training.deepspeed_engine import DeepSpeedEngine

@@ -24,8 +24,8 @@ from torch import distributed as dist
 from hgrnx.config import HGRN2Config, LaunchConfig, TrainingConfig
 from hgrnx.models import build_model
 from hgrnx.objectives import NextToken, ObjectiveModule
+from hgrnx.ops.cpu import guard_bf16_products
 from hgrnx.training.checkpoint import load_checkpoint, save_checkpoint
-from hgrnx.training.cpu_bf16 import make_cpu_bf16_safe
 from hgrnx.training.engine import Engine, build_engine
 
 BATCH, LENGTH, VOCABULARY = 24, 16, 300
@@ -125,7 +125,7 @@ def run_rank(world_size: int, rank: int, cases: list[dict[str, Any]], folder: Pa
 
 def main() -> None:
     torch.set_num_threads(1)
-    make_cpu_bf16_safe()
+    guard_bf16_products()
     os.environ["DS_ACCELERATOR"] = "cpu"
     # Once, here, instead of in every process.
     for name in ("torch._dynamo", "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.stage3"):
