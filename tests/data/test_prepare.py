@@ -174,10 +174,11 @@ def test_source_is_needed_once(tmp_path: Path) -> None:
 def test_other_settings_find_the_text_again(write: Write, tmp_path: Path) -> None:
     source = write({"a.train": lines(20), "b.dev": lines(9, 200)})
     first = prepare(config(source), tmp_path / "data")
-    second = prepare(config(source, source=None, block_lines=2), tmp_path / "data")
+    nowhere = {"source": None}
+    second = prepare(config(source, block_lines=2).model_copy(update=nowhere), tmp_path / "data")
     assert second.dir != first.dir and text_of(second, "train")[0] == lines(2)
     with pytest.raises(UserError, match="needs its text"):
-        prepare(config(source, track="strict", source=None), tmp_path / "data")
+        prepare(config(source, track="strict").model_copy(update=nowhere), tmp_path / "data")
 
 
 def test_progress_ends_complete(write: Write, tmp_path: Path) -> None:
