@@ -146,9 +146,10 @@ class _ChunkedRecurrence(torch.autograd.Function):
         grad_initial = None if initial_state is None else torch.empty_like(initial_state)
         with torch.autocast("cpu", enabled=False), _flushed_denormals():
             for slab in _slabs(B, padded, H, K):
-                tensors = (_take(x, slab) for x in inputs)
+                q_RTK, k_RTK, v_RTV, g_RTK, do_RTV = (_take(x, slab) for x in inputs)
                 state = None if initial_state is None else initial_state[slab].flatten(0, 1)
-                *slab_grads, grad_state = _slab_backward(*tensors, state, grad_final[slab].flatten(0, 1), chunk)
+                d_last_RKV = grad_final[slab].flatten(0, 1)
+                *slab_grads, grad_state = _slab_backward(q_RTK, k_RTK, v_RTV, g_RTK, do_RTV, state, d_last_RKV, chunk)
                 for grad, slab_grad in zip(grads, slab_grads):
                     _put(grad, slab, slab_grad)
                 if grad_initial is not None:
@@ -268,7 +269,7 @@ def _build_tree(q_RTK: Tensor, k_RTK: Tensor, g_RTK: Tensor, chunk: int, keep: b
         q_up, k_low = q_MCK.view(-1, 2 * s, K)[:, s:], k_MCK.view(-1, 2 * s, K)[:, :s]
         decay_low, decay_up = decay.view(-1, 2, 1, K).unbind(1)
         scores = torch.bmm(q_up, k_low.mT)
-        kept = (q_up.contiguous(), k_low.contiguous()) if keep else (q_up, k_low)
+        kept = (q_up.clone(), k_low.clone()) if keep else (q_up, k_low)
         levels.append(_Level(*kept, decay_low, decay_up, scores))
         q_up *= decay_low
         k_low *= decay_up

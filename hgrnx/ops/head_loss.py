@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_MASKED = -1e30  # logit of a padding row: finite, so that 0 * (difference of two of them) is 0 and not NaN
+_IMPOSSIBLE = -1e30  # in place of -inf in logarithms: times a probability of 0 it is 0, not NaN
 _CPU_BLOCK_ELEMENTS = 2**18  # float32 numbers per softmax block on CPU; a few such blocks fit a core's cache
 
 
@@ -133,9 +133,9 @@ class _HeadLossFunction(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight_VD, dtype=accumulate)
         cross_entropy = torch.zeros((), dtype=accumulate, device=device)
         kl = torch.zeros((), dtype=accumulate, device=device)
-        with torch.autocast(device.type, enabled=False):
+        teacher_logits = _teacher_logits(teacher)
+        with torch.autocast(device.type, enabled=False):  # the types are chosen here, not by autocast
             head_VD = weight_VD.to(dtype)
-            teacher_logits = _teacher_logits(teacher, device)
             for start in range(0, hidden_ND.shape[0], settings.chunk_tokens):
                 rows = slice(start, start + settings.chunk_tokens)
                 chunk_nD = hidden_ND[rows].to(dtype)
@@ -175,14 +175,12 @@ def _losses(
     logits_nV: Tensor, targets_n: Tensor, teachers: list[tuple[Tensor, float]], s: _Settings, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Sums of CE and KL of a chunk. Overwrites ``logits_nV`` with the loss's gradient if that is wanted."""
-    tokens, width = logits_nV.shape
-    block = max(1, _CPU_BLOCK_ELEMENTS // width) if logits_nV.device.type == "cpu" else tokens
+    tokens, rows_of_head = logits_nV.shape
+    block = max(1, _CPU_BLOCK_ELEMENTS // rows_of_head) if logits_nV.device.type == "cpu" else tokens
     ce_sum, kl_sum = torch.zeros((2,), dtype=dtype, device=logits_nV.device)
     for start in range(0, tokens, block):
         rows = slice(start, start + block)
-        student_nV = logits_nV[rows].to(dtype, copy=True)
-        if s.vocab < width:
-            student_nV[:, s.vocab :] = _MASKED
+        student_nV = logits_nV[rows, : s.vocab].to(dtype, copy=True).contiguous()
         valid_n = targets_n[rows] != s.ignore_index
         target_n1 = targets_n[rows].masked_fill(~valid_n, 0)[:, None]
         valid_n1 = valid_n[:, None].to(dtype)
@@ -193,12 +191,14 @@ def _losses(
             grad_nV, hard = prob_nV, 1.0
         else:
             hard = 1.0 - s.weight
-            block_teachers = [(logits[rows].to(dtype, copy=True), mixing) for logits, mixing in teachers]
-            kl_n1, grad_nV = _distil(student_nV, prob_nV, lse_n1, block_teachers, s)
+            signals = [(x[rows, : s.vocab].to(dtype, copy=True).contiguous(), mixing) for x, mixing in teachers]
+            kl_n1, grad_nV = _distil(student_nV, prob_nV, lse_n1, signals, s)
             kl_sum += (kl_n1 * valid_n1).sum()
         if s.wants_grad:
             grad_nV.scatter_add_(1, target_n1, valid_n1.new_full((), -hard).expand_as(valid_n1))
-            logits_nV[rows] = grad_nV.mul_(valid_n1)
+            logits_nV[rows, : s.vocab] = grad_nV.mul_(valid_n1)
+    if s.wants_grad:
+        logits_nV[:, s.vocab :] = 0
     return ce_sum, kl_sum
 
 
@@ -210,9 +210,6 @@ def _distil(
     ``prob_nV`` and ``lse_n1`` are softmax and log-sum-exp of the student's logits at temperature 1. The
     arguments are overwritten.
     """
-    for logits_nV, _ in teachers:
-        if s.vocab < logits_nV.shape[1]:
-            logits_nV[:, s.vocab :] = _MASKED
     soft_nV = prob_nV
     if s.temperature != 1:
         student_nV.div_(s.temperature)
@@ -223,12 +220,13 @@ def _distil(
             teacher_nV.div_(s.temperature)
         target_nV, teacher_lse_n1 = _softmax(teacher_nV)
         # Differences of logits, so that a student equal to its teacher has a KL of exactly 0.
-        kl_n1 = (teacher_nV.sub_(student_nV).mul_(target_nV)).sum(1, keepdim=True) + (lse_n1 - teacher_lse_n1)
+        difference_nV = teacher_nV.sub_(student_nV).clamp_(min=_IMPOSSIBLE)
+        kl_n1 = difference_nV.mul_(target_nV).sum(1, keepdim=True) + (lse_n1 - teacher_lse_n1)
     else:
         target_nV = torch.zeros_like(student_nV)
         for logits_nV, mixing in teachers:
             target_nV.add_(_softmax(logits_nV.div_(s.temperature))[0], alpha=mixing)
-        log_ratio_nV = target_nV.log().clamp_(min=_MASKED).sub_(student_nV.sub_(lse_n1))
+        log_ratio_nV = target_nV.log().clamp_(min=_IMPOSSIBLE).sub_(student_nV.sub_(lse_n1))
         kl_n1 = log_ratio_nV.mul_(target_nV).sum(1, keepdim=True)
     if s.temperature == 1:
         return kl_n1, prob_nV.sub_(target_nV, alpha=s.weight)
@@ -242,9 +240,7 @@ def _softmax(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
     return prob_nV, logits_nV.amax(1, keepdim=True) - prob_nV.amax(1, keepdim=True).log()
 
 
-def _teacher_logits(
-    teacher: TeacherSignal | None, device: torch.device
-) -> Callable[[slice], list[tuple[Tensor, float]]]:
+def _teacher_logits(teacher: TeacherSignal | None) -> Callable[[slice], list[tuple[Tensor, float]]]:
     """A function from a slice of tokens to the teachers' logits there and their mixing weights."""
     if teacher is None:
         return lambda rows: []

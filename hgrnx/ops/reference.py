@@ -31,8 +31,8 @@ def reference_recurrence(
         bounds = cu_seqlens.tolist()
         outputs, states = [], []
         for n, (start, end) in enumerate(zip(bounds, bounds[1:])):
-            document = (x[:, start:end] for x in (q, k, v, log_f))
-            o, last = _scan(*document, None if state is None else state[n : n + 1])
+            q_n, k_n, v_n, log_f_n = (x[:, start:end] for x in (q, k, v, log_f))
+            o, last = _scan(q_n, k_n, v_n, log_f_n, None if state is None else state[n : n + 1])
             outputs.append(o)
             states.append(last)
         return torch.cat(outputs, 1).to(v_BTHV.dtype), torch.cat(states)

@@ -73,8 +73,7 @@ def run_training(
 
     start_step, clock = 0, Clock()
     checkpoints = run_dir / "checkpoints"
-    # Rank 0 looks and the others follow, so that all continue from the same step.
-    folder = gather_objects(latest_checkpoint(checkpoints) if rank == 0 else None)[0]
+    folder = _where_to_continue(checkpoints)
     if folder is not None:
         state, meta = load_checkpoint(folder)
         engine.load_state(state)
@@ -140,6 +139,21 @@ def run_training(
         return result
     finally:
         tracker.close(final=finished)
+
+
+def _where_to_continue(checkpoints: Path) -> Path | None:
+    """Rank 0 looks and the others follow, so that all continue from the same step, or all stop."""
+    found: Path | None = None
+    problem: str | None = None
+    if rank_and_world()[0] == 0:
+        try:
+            found = latest_checkpoint(checkpoints)
+        except UserError as error:
+            problem = str(error)
+    found, problem = gather_objects((found, problem))[0]
+    if problem is not None:
+        raise UserError(problem)
+    return found
 
 
 def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path) -> Objective:

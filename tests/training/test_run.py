@@ -132,7 +132,7 @@ def test_evaluation_and_words_are_recorded(dataset: PreparedDataset, tmp_path: P
     [
         ({"training": {"batch_size": 4096}}, "batch"),
         ({"distill": {"teachers": ["nobody"]}}, "no teacher 'nobody'"),
-        ({"training": {"learning_rate": 1e30, "duration": "6 steps"}}, "Lower training.learning_rate"),
+        ({"training": {"learning_rate": 1e38, "duration": "6 steps"}}, "Lower training.learning_rate"),
     ],
 )
 def test_messages(

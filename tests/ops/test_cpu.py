@@ -1,0 +1,59 @@
+"""The guard against AMX that is announced without its tile sizes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import hgrnx.ops.cpu as cpu
+
+AMX = 1 << 24
+
+
+@pytest.mark.parametrize(
+    ("highest", "features", "palettes", "hidden"),
+    [
+        (0x20, AMX, 1, False),  # whole
+        (0x20, AMX, 0, True),  # tile sizes zeroed
+        (0x1C, AMX, 0, True),  # the leaf cut off
+        (0x1C, AMX, 1, True),  # a processor answers for a leaf it does not have with its last one
+        (0x20, 0, 0, False),  # no AMX
+    ],
+)
+def test_what_counts_as_hidden(
+    highest: int, features: int, palettes: int, hidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = {0: (highest, 0), 7: (0, features), 0x1D: (palettes, 0)}
+    monkeypatch.setattr(cpu, "_cpuid", lambda leaf: leaves[leaf])
+    monkeypatch.setattr(cpu.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    assert cpu.amx_is_half_hidden() is hidden
+
+
+def test_a_system_without_executable_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(leaf: int) -> tuple[int, int]:
+        raise PermissionError
+
+    monkeypatch.setattr(cpu, "_cpuid", forbidden)
+    assert cpu.amx_is_half_hidden() is False
+
+
+def test_the_users_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "amx_is_half_hidden", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert cpu.guard_bf16_products() is False
+    assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert cpu.guard_bf16_products() is True
+    assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_FP16"
+
+
+def test_a_guarded_process_survives_bf16_products() -> None:
+    code = (
+        "import torch; from hgrnx.ops.cpu import guard_bf16_products; guard_bf16_products();"
+        "x = torch.ones(64, 64); x @ x; print((x.bfloat16() @ x.bfloat16()).sum().item())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and float(done.stdout) == 64**3
