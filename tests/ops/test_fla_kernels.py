@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from recurrence_cases import GATES, NAMES, make_inputs, worst
 
 from hgrnx.ops import gated_linear_recurrence
-from recurrence_cases import GATES, NAMES, make_inputs, worst
 
 pytestmark = [
     pytest.mark.gpu,

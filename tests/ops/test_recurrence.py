@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrence_cases import GATES, NAMES, errors, make_inputs, run, worst
 
 import hgrnx.ops.chunked as chunked
 from hgrnx.ops import gated_linear_recurrence
-from recurrence_cases import GATES, NAMES, errors, make_inputs, run, worst
 
 SIZES = st.integers(1, 20)
 
@@ -41,7 +41,7 @@ def test_chunked_agrees_with_the_reference(
         inputs[4] = None
     truth = run(inputs, torch.float64, "reference")
     assert worst(run(inputs, torch.float64, "chunked"), truth) < 1e-12
-    assert worst(run(inputs, torch.float32, "chunked"), truth) < 2e-6
+    assert worst(run(inputs, torch.float32, "chunked"), truth) < 1e-5
 
 
 @pytest.mark.parametrize("gates", GATES)

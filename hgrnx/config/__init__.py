@@ -1,0 +1,40 @@
+"""A run as a typed, frozen value: pydantic models, YAML and dotted overrides.
+
+Two kinds of recipe share their sections. A :class:`Recipe` is one training run. A :class:`DistillRecipe` is
+a job of several runs (teacher, student, and a twin of the student without distillation) and makes a
+:class:`Recipe` for each.
+"""
+
+from hgrnx.config.durations import Duration, parse_duration
+from hgrnx.config.files import load_recipe, recipe_from_dict, shipped_recipes
+from hgrnx.config.recipes import AnyRecipe, DistillRecipe, Recipe, flatten, run_name, to_yaml
+from hgrnx.config.sections import (
+    DataConfig,
+    DistillConfig,
+    EvaluationConfig,
+    HGRN2Config,
+    LaunchConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AnyRecipe",
+    "DataConfig",
+    "DistillConfig",
+    "DistillRecipe",
+    "Duration",
+    "EvaluationConfig",
+    "HGRN2Config",
+    "LaunchConfig",
+    "ModelConfig",
+    "Recipe",
+    "TrainingConfig",
+    "flatten",
+    "load_recipe",
+    "parse_duration",
+    "recipe_from_dict",
+    "run_name",
+    "shipped_recipes",
+    "to_yaml",
+]

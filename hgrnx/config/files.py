@@ -1,0 +1,164 @@
+"""Recipes from YAML files and dotted overrides; all problems are raised together, with the nearest right key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hgrnx.config.recipes import AnyRecipe, DistillRecipe, Recipe
+from hgrnx.errors import UserError
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("hgrnx") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Read a shipped recipe or a YAML file and apply ``key=value`` overrides with dotted keys.
+
+    Raises:
+        UserError: no such recipe, not YAML, or one or more wrong keys or values; all of them are named.
+    """
+    where, text = _read_recipe(name_or_path)
+    values = _parse_yaml(text, where)
+    problems: list[str] = []
+    for override in overrides:
+        key, equals, raw = override.partition("=")
+        if not equals or not key:
+            problems.append(f"'{override}': write overrides as key=value, for example training.learning_rate=1e-3")
+            continue
+        _set_dotted(values, key.strip(), _parse_yaml_value(raw), problems)
+    kind: type[Recipe] | type[DistillRecipe] = (
+        DistillRecipe if {"student", "teacher", "twin"} & values.keys() else Recipe
+    )
+    return _validate(kind, values, where, problems)
+
+
+def recipe_from_dict(values: dict[str, Any], where: str = "recipe") -> AnyRecipe:
+    """The inverse of ``model_dump(mode="json")``. Raises :class:`UserError` naming every wrong key."""
+    kind: type[Recipe] | type[DistillRecipe] = DistillRecipe if "student" in values else Recipe
+    return _validate(kind, values, where, [])
+
+
+def _read_recipe(name_or_path: str) -> tuple[str, str]:
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
+        except OSError as error:
+            raise UserError(f"Cannot read the recipe {path}: {error.strerror}.") from None
+    names = shipped_recipes()
+    if name_or_path not in names:
+        near = difflib.get_close_matches(name_or_path, names, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(
+            f"There is no recipe '{name_or_path}'.{hint} Shipped recipes: {', '.join(names)}. "
+            "Or give the path of a .yaml file."
+        )
+    return name_or_path, (resources.files("hgrnx") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with 1e-3 as a number (YAML 1.2) and without duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key_node.value}' is written twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is {'empty' if values is None else 'not a mapping'}: a recipe is 'key: value' lines.")
+    return values
+
+
+def _parse_yaml_value(raw: str) -> Any:
+    try:
+        return yaml.load(raw, Loader=_Loader)
+    except yaml.YAMLError:
+        return raw
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any, problems: list[str]) -> None:
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        inner = values.get(parent)
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            problems.append(f"{key}: '{'.'.join(parents[: depth + 1])}' is a value, not a section")
+            return
+        values[parent] = values = dict(inner)
+    values[last] = value
+
+
+def _validate(kind: type[Any], values: dict[str, Any], where: str, problems: list[str]) -> Any:
+    recipe = None
+    try:
+        # Through JSON, so that strict mode takes lists for tuples but still refuses "512" and true for numbers.
+        recipe = kind.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        problems += [_explain(kind, item) for item in error.errors()]
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"The recipe {where} has {count}:\n{lines}")
+    return recipe
+
+
+def _explain(kind: type[BaseModel], item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = list(_known_keys(kind, ""))
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        if not near:  # the right name in another section, perhaps
+            near = [name for name in known if name.rsplit(".", 1)[-1] == str(item["loc"][-1])][:1]
+        return f"{key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(item["input"], dict) else f" (given: {json.dumps(item['input'], default=str)})"
+    if item["type"] == "missing":
+        given = ""
+    return f"{key}: {message}{given}" if key else message
+
+
+def _known_keys(kind: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        yield prefix + name
+        for inner in _models_in(field.annotation):
+            yield from _known_keys(inner, f"{prefix}{name}.")
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models_in(inner)

@@ -1,0 +1,139 @@
+"""Whole recipes: a single run, or a job of teacher, student and twin that makes a recipe for each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import Field, model_validator
+
+from hgrnx.config.sections import (
+    DataConfig,
+    DistillConfig,
+    EvaluationConfig,
+    HGRN2Config,
+    LaunchConfig,
+    ModelConfig,
+    Section,
+    TrainingConfig,
+)
+
+_R = TypeVar("_R", bound="_CommonRecipe")
+
+
+class _CommonRecipe(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,60}$")
+    """Short name; run folders and MLflow runs start with it."""
+    seed: int = Field(default=0, ge=0)
+    """Fixes initial weights and data order."""
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self: _R) -> _R:
+        batch, workers, micro = (
+            self.training.batch_size,
+            self.launch.num_workers,
+            self.launch.micro_batch_size,
+        )
+        if batch % workers:
+            raise ValueError(f"training.batch_size={batch} must be a multiple of launch.num_workers={workers}")
+        if micro is not None and (batch // workers) % micro:
+            raise ValueError(
+                f"launch.micro_batch_size={micro} must divide the {batch // workers} sequences of each worker "
+                f"(training.batch_size={batch} / launch.num_workers={workers})"
+            )
+        return self
+
+
+class Recipe(_CommonRecipe):
+    """One training run; with ``distill``, from the teachers named there."""
+
+    model: ModelConfig = Field(default_factory=HGRN2Config)
+    distill: DistillConfig | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the resulting weights: everything but where it is computed and how often it is measured."""
+        content = self.model_dump(mode="json", exclude={"launch", "evaluation"})
+        del content["data"]["source"]  # where the text lay; its content is in the dataset's hash
+        for key in ("checkpoint_every", "keep_checkpoints", "log_every"):
+            del content["training"][key]
+        return content
+
+
+class DistillRecipe(_CommonRecipe):
+    """A job: train a teacher, distil it into a student, and train the student's twin without the teacher."""
+
+    teacher: ModelConfig | None = None
+    """The teacher's architecture. Absent only where ``distill.teachers`` names existing ones."""
+    student: ModelConfig = Field(default_factory=HGRN2Config)
+    distill: DistillConfig = DistillConfig()
+    twin: bool = True
+    """Also train the student's twin: same size, seed, words, no teacher."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> DistillRecipe:
+        if self.teacher is None and not self.distill.teachers:
+            raise ValueError("there is no teacher: give a 'teacher' section, or name runs in distill.teachers")
+        if self.teacher is not None and self.distill.teachers:
+            raise ValueError("there are two teachers: give either a 'teacher' section or distill.teachers, not both")
+        return self
+
+    def teacher_recipe(self) -> Recipe | None:
+        """The teacher's run, with a seed of its own so that teacher and student do not start as one model."""
+        if self.teacher is None:
+            return None
+        return self._stage("teacher", self.teacher, seed=self.seed + 1_000)
+
+    def student_recipe(self, teachers: Sequence[str]) -> Recipe:
+        """The student's run, learning from ``teachers`` (run folders or Hugging Face folders)."""
+        distill = self.distill.model_copy(update={"teachers": tuple(teachers)})
+        return self._stage("student", self.student, seed=self.seed, distill=distill)
+
+    def twin_recipe(self) -> Recipe:
+        """The undistilled twin's run: the student's recipe without the teacher."""
+        return self._stage("twin", self.student, seed=self.seed)
+
+    def _stage(self, stage: str, model: ModelConfig, seed: int, distill: DistillConfig | None = None) -> Recipe:
+        return Recipe(
+            name=f"{self.name}-{stage}",
+            seed=seed,
+            data=self.data,
+            model=model,
+            training=self.training,
+            evaluation=self.evaluation,
+            launch=self.launch,
+            distill=distill,
+        )
+
+
+AnyRecipe = Recipe | DistillRecipe
+
+
+def to_yaml(recipe: AnyRecipe) -> str:
+    """The complete recipe, defaults included, as YAML that :func:`load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(recipe: AnyRecipe) -> dict[str, Any]:
+    """One flat dict with dotted keys (``training.learning_rate``), for Tune, MLflow and tables."""
+    return dict(_flat_items(recipe.model_dump(mode="json"), ""))
+
+
+def run_name(recipe: Recipe, data_hash: str) -> str:
+    """Folder and MLflow name of a run: the recipe's name and a hash of all that decides its weights."""
+    content = json.dumps([recipe.identity(), data_hash], sort_keys=True)
+    return f"{recipe.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def _flat_items(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat_items(inner, f"{prefix}{key}.")
+        else:
+            yield prefix + key, inner

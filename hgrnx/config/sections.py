@@ -1,0 +1,141 @@
+"""The sections of a recipe, each a frozen value whose fields say what they do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hgrnx.config.durations import Duration
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that refuses unknown keys and values of the wrong type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Which text, and how it becomes tokens. Everything but ``source`` is part of a dataset's identity."""
+
+    track: str = "demo"
+    """``demo`` (made offline by a grammar), ``strict-small`` or ``strict``."""
+    source: str | None = None
+    """Folder of text files. Not needed once ``hgrnx prepare`` has made the dataset, nor for ``demo``."""
+    words: int | None = Field(default=None, gt=0)
+    """Words to use; the track's own budget when absent. A shorter prefix of each source is taken in proportion."""
+    vocab_size: int = Field(default=16_000, ge=300, le=1_000_000)
+    """Entries of the byte-level BPE vocabulary, special tokens included."""
+    block_lines: int = Field(default=8, ge=1)
+    """For files made of lines: consecutive lines of one file that form one document."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the demo grammar."""
+
+
+class HGRN2Config(Section):
+    """HGRN2 (arXiv 2404.07904); keys are those of flash-linear-attention's ``HGRN2Config``."""
+
+    architecture: Literal["hgrn2"] = "hgrn2"
+    hidden_size: int = Field(default=256, gt=0)
+    """Width of the residual stream."""
+    num_hidden_layers: int = Field(default=6, gt=0)
+    expand_ratio: int = Field(default=64, gt=0)
+    """State size per head: a head has ``expand_ratio`` keys and as many values; heads = hidden_size / expand_ratio."""
+    hidden_ratio: int = Field(default=4, gt=0)
+    """The gated MLP is ``hidden_ratio * hidden_size * 2/3`` wide, rounded up to a multiple of 256."""
+    use_lower_bound: bool = True
+    """Learned lower bounds for the forget gates, growing with depth."""
+    norm_eps: float = Field(default=1e-6, gt=0)
+    tie_word_embeddings: bool = True
+    """One matrix for the embedding and the output head."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the initial linear and embedding weights."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> HGRN2Config:
+        if self.hidden_size % self.expand_ratio:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of expand_ratio={self.expand_ratio}, "
+                "because heads = hidden_size / expand_ratio"
+            )
+        return self
+
+
+ModelConfig = HGRN2Config
+
+
+class TrainingConfig(Section):
+    """How the weights are fitted. Batches are global: workers and accumulation do not change them."""
+
+    duration: Duration = "3 epochs"
+    """Length of the training."""
+    batch_size: int = Field(default=64, gt=0)
+    """Sequences in a global batch."""
+    seq_len: int = Field(default=512, ge=8)
+    """Tokens in a sequence."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate, reached after the warm-up."""
+    final_learning_rate: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate of the last step, as a share of the peak; the schedule falls linearly to it."""
+    warmup: Duration = "5%"
+    """Linear warm-up from zero."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay; applied to matrices, not to norms and lower bounds."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """``bf16``: float32 weights, bfloat16 autocast."""
+    checkpoint_every: Duration = "10%"
+    """Period of checkpoints; the last step always has one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept. The last one of a finished run stays."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two lines of metrics."""
+
+
+class EvaluationConfig(Section):
+    """What is measured, and when."""
+
+    every: Duration = "1 epoch"
+    """Period of the evaluation during training; it also happens at the end."""
+    minimal_pairs: str | None = None
+    """Folder of minimal pairs in BLiMP's JSONL format; when absent the dataset's own pairs, if it has any."""
+    pairs_per_file: int | None = Field(default=None, gt=0)
+    """Pairs of each file used during training (all when absent). The evaluation at the end uses all."""
+    dev_documents: int | None = Field(default=None, gt=0)
+    """Development documents, evenly spaced, used during training (all when absent). The end uses all."""
+
+
+class LaunchConfig(Section):
+    """On what the run is computed. Not part of its identity: a run may continue on another shape."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers (processes); each has one GPU when ``use_gpu``."""
+    use_gpu: bool = False
+    cpus_per_worker: int = Field(default=1, ge=1)
+    """CPU cores, and threads, of each worker."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Sequences that go through the model at once; the rest of a worker's share is accumulated. All when absent."""
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """``deepspeed`` (ZeRO) or plain ``torch`` (DistributedDataParallel)."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed's ZeRO stage: what is sharded over the workers (1 optimizer, 2 and gradients, 3 and weights)."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often lost workers are replaced before the run gives up."""
+    collective_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds after which a worker that does not answer counts as lost."""
+
+
+class DistillConfig(Section):
+    """The loss is (1 - weight) CE + weight T^2 KL(teacher || student), both softened by the temperature T."""
+
+    weight: float = Field(default=0.5, ge=0, le=1)
+    """Share of the teacher's signal in the loss."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Softens teacher and student; the KL is scaled by its square (Hinton et al., arXiv 1503.02531)."""
+    teachers: tuple[str, ...] = ()
+    """Names of runs or Hugging Face folders to learn from. When empty, the job trains its own teacher first."""
