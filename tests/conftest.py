@@ -7,6 +7,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-from hgrnx.ops.cpu import guard_bf16_products  # noqa: E402
+from hgrnx.ops.cpu import guard_bf16_products
 
 guard_bf16_products()

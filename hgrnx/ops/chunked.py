@@ -181,9 +181,9 @@ def _slab_backward(
     d_states_RNKV = d_states_MKV.view(R, N, K, V)
     decay_RNK1 = tree.decay_MK.view(R, N, K, 1)
     d_state_RKV = d_final_RKV.to(d_states_MKV.dtype, copy=True)
-    for n in reversed(range(N)):
-        before = torch.addcmul(d_states_RNKV[:, n], d_state_RKV, decay_RNK1[:, n])
-        d_states_RNKV[:, n] = d_state_RKV
+    for inside_RKV, decay_RK1 in zip(d_states_RNKV.unbind(1)[::-1], decay_RNK1.unbind(1)[::-1]):
+        before = torch.addcmul(inside_RKV, d_state_RKV, decay_RK1)
+        inside_RKV.copy_(d_state_RKV)
         d_state_RKV = before
 
     dq_MCK = torch.bmm(do_MCV, states_MKV.mT)
@@ -222,16 +222,18 @@ def _block_backward(tree: _Tree, dq_JPK: Tensor, dk_JPK: Tensor, d_scores_JPP: T
     P = tree.q_JPK.shape[1]
     dq_JPK *= tree.prefix_JPK
     dg_JPK = dq_JPK * tree.q_JPK
-    dg_JPK[:, P - 1] += d_decay_JK
+    q_rows, f_rows, dq_rows, dg_rows = (x.split(1, 1) for x in (tree.q_JPK, tree.f_JPK, dq_JPK, dg_JPK))
+    d_scores_rows = d_scores_JPP[..., None].unbind(1)
+    dg_rows[P - 1].add_(d_decay_JK[:, None])
     for i in reversed(range(P - 1)):
-        dg_JPK[:, i] += dg_JPK[:, i + 1]
+        dg_rows[i].add_(dg_rows[i + 1])
     # Row by row, from the last: `earlier` is the gradient of the keys as decayed to row i.
     for i in reversed(range(1, P)):
-        earlier, keys, d_scores_Ji1 = dk_JPK[:, :i], tree.keys[i], d_scores_JPP[:, i, :i, None]
-        earlier.addcmul_(d_scores_Ji1, tree.q_JPK[:, i : i + 1])
-        dq_JPK[:, i] += (keys * d_scores_Ji1).sum(1)
-        dg_JPK[:, i] += (keys * earlier).sum(1)
-        earlier *= tree.f_JPK[:, i : i + 1]
+        earlier, keys, d_scores_Ji1 = dk_JPK[:, :i], tree.keys[i], d_scores_rows[i][:, :i]
+        earlier.addcmul_(d_scores_Ji1, q_rows[i])
+        dq_rows[i].add_((keys * d_scores_Ji1).sum(1, keepdim=True))
+        dg_rows[i].add_((keys * earlier).sum(1, keepdim=True))
+        earlier *= f_rows[i]
     diagonal_JP1 = d_scores_JPP.diagonal(dim1=1, dim2=2)[..., None]
     dq_JPK.addcmul_(diagonal_JP1, tree.k_JPK)
     dk_JPK.addcmul_(diagonal_JP1, tree.q_JPK)
@@ -253,14 +255,15 @@ def _build_tree(q_RTK: Tensor, k_RTK: Tensor, g_RTK: Tensor, chunk: int, keep: b
     decayed_JPK = k_JPK.clone() if keep else k_JPK
     prefix_JPK = f_JPK.clone()
     keys = [decayed_JPK[:, :0]]
+    q_rows, f_rows, prefix_rows = (x.split(1, 1) for x in (q_JPK, f_JPK, prefix_JPK))  # each [J, 1, K]
     for i in range(1, P):
         earlier = decayed_JPK[:, :i]
-        earlier *= f_JPK[:, i : i + 1]
-        prefix_JPK[:, i] *= prefix_JPK[:, i - 1]
+        earlier *= f_rows[i]
+        prefix_rows[i].mul_(prefix_rows[i - 1])
         keys.append(earlier.clone() if keep else earlier)
-        torch.sum(earlier * q_JPK[:, i : i + 1], -1, out=scores_JPP[:, i, :i])
+        torch.sum(earlier * q_rows[i], -1, out=scores_JPP[:, i, :i])
 
-    decay = prefix_JPK[:, P - 1]
+    decay = prefix_rows[P - 1]
     q_MCK = (q_JPK * prefix_JPK).view(-1, chunk, K)
     k_MCK = decayed_JPK.view(-1, chunk, K)
     levels = []
@@ -298,9 +301,9 @@ def _chunk_states(tree: _Tree, v_MCV: Tensor, initial_RKV: Tensor | None, R: int
         state_RKV = states_MKV.new_zeros(R, K, V)
     else:
         state_RKV = initial_RKV.to(states_MKV.dtype, copy=True)
-    for n in range(M // R):
-        after = torch.addcmul(states_RNKV[:, n], state_RKV, decay_RNK1[:, n])
-        states_RNKV[:, n] = state_RKV
+    for inside_RKV, decay_RK1 in zip(states_RNKV.unbind(1), decay_RNK1.unbind(1)):
+        after = torch.addcmul(inside_RKV, state_RKV, decay_RK1)
+        inside_RKV.copy_(state_RKV)
         state_RKV = after
     return states_MKV, state_RKV
 

@@ -1,0 +1,111 @@
+"""The README's way: a cluster started with `ray start`, a job submitted with `ray job submit`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Cluster:
+    """One head on free ports, with token authentication, and what a shell needs to talk to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dashboard = free_port()
+        token = folder / "token"
+        token.write_text("0123456789abcdef" * 4)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "HGRNX", "MLFLOW"))}
+        self.environment = {
+            **kept,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+        }
+        self.head = subprocess.Popen(
+            [
+                str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
+                "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}", "--disable-usage-stats",
+                f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+            ],
+            env=self.environment,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.dashboard)) == 0
+
+    def submit(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / "ray"), "job", "submit", f"--address=http://127.0.0.1:{self.dashboard}", *arguments],
+            env=self.environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+
+    def close(self) -> None:
+        self.head.terminate()  # `ray start --block` ends all processes of its node
+        self.head.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    started = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        deadline = time.monotonic() + 90
+        while not started.answers():
+            assert time.monotonic() < deadline, "the dashboard did not start"
+            time.sleep(0.5)
+        yield started
+    finally:
+        started.close()
+
+
+def test_with_and_without_working_dir(cluster: Cluster, tiny_path: Path, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("hgrnx", "jobs"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(tiny_path, checkout / "tiny.yaml")
+    home = str(tmp_path / "home")
+    options = ["training.duration=4 steps", "--home", home]
+
+    done = cluster.submit("--working-dir", ".", "--", "python", "jobs/distill.py", "tiny.yaml", *options, cwd=checkout)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    for part in (f"{home}/runs", "student", "twin", "bits per byte"):
+        assert part in done.stdout
+
+    script = str(ROOT / "jobs" / "distill.py")
+    again = cluster.submit("--", "python", script, str(tiny_path), *options, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout[-3000:]
+    assert again.stdout.count("finished before") == 3
+
+
+def test_a_place_that_would_be_deleted_is_refused(cluster: Cluster, tiny_path: Path, tmp_path: Path) -> None:
+    done = cluster.submit(
+        "--", "python", str(ROOT / "jobs" / "distill.py"), str(tiny_path), "--home", "relative", cwd=tmp_path
+    )
+    assert done.returncode != 0 and "relative" in done.stdout and "Traceback" not in done.stdout
