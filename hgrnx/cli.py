@@ -62,7 +62,11 @@ def _run(recipe: object, home: Path | None, fresh: bool) -> None:
     from hgrnx.paths import resolve_places
 
     assert isinstance(recipe, AnyRecipe)
-    run_job(recipe, resolve_places(home), fresh=fresh)
+    try:
+        run_job(recipe, resolve_places(home), fresh=fresh)
+    except KeyboardInterrupt:
+        print("\nhgrnx: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -216,9 +220,6 @@ def main() -> None:
     except UserError as error:
         print(f"hgrnx: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("\nhgrnx: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -76,8 +76,6 @@ def train_on_ray(
         error: Exception | None = None
         try:
             trainer.fit()
-        except SystemExit:  # how Ray Train ends the process on Ctrl-C, after it has stopped the workers
-            raise KeyboardInterrupt from None
         except Exception as caught:
             error = caught
         failure = ray.get(board.failure.remote())
