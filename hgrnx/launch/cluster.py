@@ -24,9 +24,11 @@ def connected(places: Places) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+    # "local" and not None, which would look for a cluster that somebody, or a dead process, left on this machine.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     ray.init(
+        address=address,
         **options,
         runtime_env={"env_vars": places.environment()},
         log_to_driver=False,  # what a person needs of the workers comes through the progress board

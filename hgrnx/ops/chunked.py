@@ -18,13 +18,15 @@ it comes out of the tree as just that sum, without a difference of larger ones.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from hgrnx.ops.cpu import flushed_denormals
+from hgrnx.ops.packing import in_padded_rows
 
 _CHUNK = 32
 _BLOCK = 8
@@ -41,45 +43,9 @@ def chunked_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results are those of :func:`hgrnx.ops.gated_linear_recurrence`."""
     if cu_seqlens is not None:
-        return _packed(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV, cu_seqlens)
+        sequence = (q_BTHK, k_BTHK, v_BTHV, log_f_BTHK)
+        return in_padded_rows(_ChunkedRecurrence.apply, *sequence, initial_state_BHKV, cu_seqlens)
     return _ChunkedRecurrence.apply(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV)
-
-
-def _packed(
-    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state_NHKV: Tensor | None, cu_seqlens: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Documents become rows, padded to the longest of a group of similar length, and are put back."""
-    starts = cu_seqlens[:-1].to("cpu", torch.int64)
-    lengths = cu_seqlens[1:].to("cpu", torch.int64) - starts
-    order = torch.argsort(lengths, descending=True, stable=True)
-    outputs, places, states = [], [], []
-    for group in _groups_of_similar_length(lengths[order].tolist()):
-        documents = order[group]
-        position = torch.arange(int(lengths[documents[0]]))
-        inside = position < lengths[documents, None]
-        index = torch.where(inside, starts[documents, None] + position, 0)
-        # Padding follows the text, with keys of 0 and gates of 1: it changes neither outputs nor last states.
-        q_rows, k_rows, v_rows, log_f_rows = (
-            x[0].index_select(0, index.flatten()).unflatten(0, index.shape) for x in (q, k, v, log_f)
-        )
-        padding = ~inside[..., None, None]
-        k_rows, log_f_rows = k_rows.masked_fill(padding, 0), log_f_rows.masked_fill(padding, 0)
-        state = None if initial_state_NHKV is None else initial_state_NHKV[documents]
-        o, state = _ChunkedRecurrence.apply(q_rows, k_rows, v_rows, log_f_rows, state)
-        outputs.append(o[inside])
-        places.append(index[inside])
-        states.append(state)
-    o_THV = torch.cat(outputs)[torch.argsort(torch.cat(places))]
-    return o_THV[None], torch.cat(states)[torch.argsort(order)]
-
-
-def _groups_of_similar_length(lengths: list[int]) -> Iterator[slice]:
-    """Slices of descending lengths within which none is shorter than 3/4 of the longest, or than 8 less."""
-    start = 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or lengths[end] < min(0.75 * lengths[start], lengths[start] - 8):
-            yield slice(start, end)
-            start = end
 
 
 _Slab = tuple[slice, slice]  # batch rows and heads
@@ -121,8 +87,8 @@ class _ChunkedRecurrence(torch.autograd.Function):
         chunk, padded = _chunking(T)
         inputs = [_pad_time(x, padded) for x in (q, k, v, log_f)]
         o = v.new_empty(B, padded, H, V)
-        final = torch.empty(B, H, K, V, dtype=_compute_dtype(q))
-        with torch.autocast("cpu", enabled=False), _flushed_denormals():
+        final = q.new_empty(B, H, K, V, dtype=_compute_dtype(q))
+        with torch.autocast(q.device.type, enabled=False), flushed_denormals():
             for slab in _slabs(B, padded, H, K):
                 q_RTK, k_RTK, v_RTV, g_RTK = (_take(x, slab) for x in inputs)
                 tree = _build_tree(q_RTK, k_RTK, g_RTK, chunk, keep=False)
@@ -144,7 +110,7 @@ class _ChunkedRecurrence(torch.autograd.Function):
         inputs = [_pad_time(x, padded) for x in (q, k, v, log_f, grad_o)]
         grads = [x.new_empty(B, padded, *x.shape[2:]) for x in (q, k, v, log_f)]
         grad_initial = None if initial_state is None else torch.empty_like(initial_state)
-        with torch.autocast("cpu", enabled=False), _flushed_denormals():
+        with torch.autocast(q.device.type, enabled=False), flushed_denormals():
             for slab in _slabs(B, padded, H, K):
                 q_RTK, k_RTK, v_RTV, g_RTK, do_RTV = (_take(x, slab) for x in inputs)
                 state = None if initial_state is None else initial_state[slab].flatten(0, 1)
@@ -168,12 +134,9 @@ def _slab_backward(
     chunk: int,
 ) -> tuple[Tensor, ...]:
     tree = _build_tree(q_RTK, k_RTK, g_RTK, chunk, keep=True)
-    R = q_RTK.shape[0]
-    V = v_RTV.shape[-1]
+    R, T, K = q_RTK.shape
+    N, V = T // chunk, v_RTV.shape[-1]
     v_MCV, do_MCV = v_RTV.view(-1, chunk, V), do_RTV.view(-1, chunk, V)
-    M = v_MCV.shape[0]
-    K = q_RTK.shape[-1]
-    N = M // R
     states_MKV, _ = _chunk_states(tree, v_MCV, initial_RKV, R)
 
     # Gradients of the state after each chunk, from the last to the first.
@@ -198,7 +161,7 @@ def _slab_backward(
         do_up, v_low = do_MCV.view(pairs, 2 * s, V)[:, s:], v_MCV.view(pairs, 2 * s, V)[:, :s]
         dq_up *= level.decay_low
         dk_low *= level.decay_up
-        d_decays = torch.empty(pairs, 2, K, dtype=d_decay.dtype)
+        d_decays = d_decay.new_empty(pairs, 2, K)
         torch.sum(dq_up * level.q_up, 1, out=d_decays[:, 0])
         torch.sum(dk_low * level.k_low, 1, out=d_decays[:, 1])
         d_decay = d_decays.add_(d_decay[:, None]).view(2 * pairs, K)
@@ -332,7 +295,7 @@ def _slabs(B: int, T: int, H: int, K: int) -> Iterator[_Slab]:
 def _take(x_BTHK: Tensor, slab: _Slab) -> Tensor:
     """A slab's own copy, [R, T, K] with R (sequence, head) pairs, in the type of the computation."""
     part = x_BTHK[slab[0], :, slab[1]].transpose(1, 2)
-    copy = torch.empty(part.shape, dtype=_compute_dtype(x_BTHK))
+    copy = part.new_empty(part.shape, dtype=_compute_dtype(x_BTHK))
     return copy.copy_(part).flatten(0, 1)
 
 
@@ -345,15 +308,3 @@ def _pad_time(x_BTHK: Tensor, T: int) -> Tensor:
     """Zeros at the end: queries, keys and values of 0, gates of 1."""
     missing = T - x_BTHK.shape[1]
     return torch.nn.functional.pad(x_BTHK, (0, 0, 0, 0, 0, missing)) if missing else x_BTHK
-
-
-@contextlib.contextmanager
-def _flushed_denormals() -> Iterator[None]:
-    """Denormals count as 0 in this thread: products of many small gates are full of them, and 3 times slower."""
-    # There is no getter: with the flag set, a product with a denormal is 0.
-    already = (torch.tensor(1e-39) * 1.0).item() == 0.0
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(already)

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.dashboard = free_port()
+        # A short path, because sockets lie in it; one of its own, because Ray leaves its address there.
+        self.temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         token = folder / "token"
         token.write_text("0123456789abcdef" * 4)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "HGRNX", "MLFLOW"))}
@@ -45,6 +48,7 @@ class Cluster:
                 str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
                 "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}", "--disable-usage-stats",
                 f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+                f"--temp-dir={self.temporary}",
             ],
             env=self.environment,
             cwd=folder,
@@ -70,6 +74,7 @@ class Cluster:
     def close(self) -> None:
         self.head.terminate()  # `ray start --block` ends all processes of its node
         self.head.wait(timeout=60)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
