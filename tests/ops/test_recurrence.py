@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recurrence_cases import GATES, NAMES, errors, make_inputs, run, worst
 
-import hgrnx.ops.chunked as chunked
+import hgrnx.ops.slabs as slabs
 from hgrnx.ops import gated_linear_recurrence
 
 SIZES = st.integers(1, 20)
@@ -55,7 +55,7 @@ def test_chunked_is_accurate_over_long_sequences(gates: str) -> None:
 def test_the_cut_into_slabs_changes_nothing(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs((3, 70, 5, 8, 6))
     truth = run(inputs, torch.float64, "reference")
-    monkeypatch.setattr(chunked, "_SLAB_ELEMENTS", elements)
+    monkeypatch.setattr(slabs, "SLAB_ELEMENTS", elements)
     assert worst(run(inputs, torch.float64, "chunked"), truth) < 1e-12
 
 
