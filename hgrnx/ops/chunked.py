@@ -29,7 +29,7 @@ from hgrnx.ops.packing import in_padded_rows
 from hgrnx.ops.slabs import chunking, compute_dtype, pad_time, put, slabs, take
 
 _CHUNK = 32
-_BLOCK = 8
+_BLOCK = 4
 
 
 def chunked_recurrence(

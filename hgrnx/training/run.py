@@ -22,6 +22,7 @@ from hgrnx.errors import UserError
 from hgrnx.models import build_model
 from hgrnx.objectives import Distillation, NextToken, ObjectiveModule, load_teachers
 from hgrnx.objectives.base import Objective
+from hgrnx.ops.cpu import keep_freed_memory
 from hgrnx.tracking.environment import describe_environment
 from hgrnx.tracking.tracker import CompositeTracker, JsonlTracker, NullTracker, Tracker
 from hgrnx.training import optim
@@ -57,6 +58,8 @@ def run_training(
     """
     rank, world = rank_and_world()
     torch.manual_seed(recipe.seed)
+    if not recipe.launch.use_gpu:
+        keep_freed_memory()
     engine = build_engine(
         ObjectiveModule(
             build_model(recipe.model, dataset.vocab_size, seed=recipe.seed),
