@@ -55,7 +55,6 @@ from hgrnx.data.english.pairs import minimal_pairs
 from hgrnx.data.english.phrases import Phrase, Rng
 from hgrnx.data.english.questions import (
     Exchange,
-    deep_question,
     object_question,
     place_question,
     subject_question,
@@ -97,7 +96,6 @@ _QUESTIONS: tuple[tuple[Callable[[Rng], Exchange], int], ...] = (
     (yes_no, 40),
     (object_question, 30),
     (place_question, 25),
-    (deep_question, 8),
     (subject_question, 8),
 )
 _STATEMENT_KINDS = [kind for kind, weight in _STATEMENTS for _ in range(weight)]

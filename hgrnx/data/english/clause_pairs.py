@@ -27,13 +27,13 @@ from hgrnx.data.english.sentences import sentence
 
 def irregular_participle(rng: Rng) -> list[Pair]:
     people = lex.TRANSITIVE_FOR["p"].items
-    irregular = [v for v in people if v.past != v.participle and held_out("have", v.lemma)]
+    irregular = [v for v in people if v.past != v.participle and held_out("auxiliary have", v.lemma)]
     verb = Pool(irregular).pick(rng)
     noun = lex.PEOPLE.pick(rng, lambda noun: held_out(noun.lemma, verb.lemma))
     n, rest = number(rng), f" the {object_of(rng, verb, noun).forms[number(rng)]}"
     start, past, participle = f"the {noun.forms[n]}", verb.past, verb.participle
     return [
-        contrast(f"{start} {lex.HAVE[n]}", participle, past, rest, words=("have", verb.lemma)),
+        contrast(f"{start} {lex.HAVE[n]}", participle, past, rest, words=("auxiliary have", verb.lemma)),
         contrast(start, past, participle, rest, words=(noun.lemma, verb.lemma)),
     ]
 

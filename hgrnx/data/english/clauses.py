@@ -113,7 +113,7 @@ def finite(rng: Rng, verb: Verb, who: Phrase) -> str:
         return f"{MODALS.pick(rng)}{negation} {verb.lemma}"
     if style == "negated" and not who.negative:
         return negated(rng, verb, number)
-    if style == "perfect" and not held_out("have", verb.lemma):
+    if style == "perfect" and not held_out("auxiliary have", verb.lemma):
         already = "already " if rng.random() < 0.2 and not who.negative else ""
         return f"{HAVE[number]} {already}{verb.participle}"
     if style == "progressive" and verb.lemma not in STATIVE:
