@@ -26,6 +26,7 @@ from hgrnx.launch.cluster import connected
 from hgrnx.launch.evaluate import score_again_if_asked_for_more
 from hgrnx.launch.ray_train import train_on_ray
 from hgrnx.launch.tracked import JobTracking
+from hgrnx.objectives import find_teachers
 from hgrnx.paths import Places
 from hgrnx.report.plots import plot_curves, plot_phenomena
 from hgrnx.report.tables import print_summary, summary_markdown
@@ -64,11 +65,22 @@ def run_job(recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: 
         return job.run(fresh)
 
 
-def _stages(recipe: AnyRecipe, dataset: PreparedDataset) -> dict[str, Recipe]:
+def job_stages(recipe: AnyRecipe, dataset: PreparedDataset, runs: Path) -> dict[str, Recipe]:
+    """The runs of a job, by label, in order.
+
+    Raises:
+        UserError: a teacher that the recipe names is missing or unfinished, or uses another tokenizer.
+    """
+    if recipe.distill is not None and recipe.distill.teachers:
+        folders = find_teachers(recipe.distill.teachers, dataset.tokenizer_hash, runs)
+        # Workers run elsewhere than this process: a path must be whole, and a run is known by its name.
+        teachers = tuple(folder.name if folder.parent == runs else str(folder.resolve()) for folder in folders)
+        distill = recipe.distill.model_copy(update={"teachers": teachers})
+        recipe = recipe.model_copy(update={"distill": distill})
     if isinstance(recipe, Recipe):
         return {recipe.name: recipe}
     stages: dict[str, Recipe] = {}
-    teachers: tuple[str, ...] = recipe.distill.teachers
+    teachers = recipe.distill.teachers
     teacher = recipe.teacher_recipe()
     if teacher is not None:
         stages["teacher"] = teacher
@@ -87,7 +99,7 @@ class _Job:
     ) -> None:
         self.recipe, self.dataset, self.places = recipe, dataset, places
         self.tracking, self.console = tracking, console
-        self.stages = _stages(recipe, dataset)
+        self.stages = job_stages(recipe, dataset, places.runs)
         names = {label: run_name(stage, dataset.hash) for label, stage in self.stages.items()}
         self.runs = {label: places.run_dir(name) for label, name in names.items()}
         digest = hashlib.sha256(json.dumps(sorted(names.items())).encode()).hexdigest()[:8]

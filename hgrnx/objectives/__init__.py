@@ -5,7 +5,7 @@ from __future__ import annotations
 from hgrnx.objectives.base import IGNORE_INDEX, Objective, ObjectiveModule, ObjectiveOutput
 from hgrnx.objectives.distillation import Distillation, Teacher
 from hgrnx.objectives.next_token import NextToken
-from hgrnx.objectives.teacher import LiveTeacher, load_teachers
+from hgrnx.objectives.teacher import LiveTeacher, find_teachers, load_teachers
 
 __all__ = [
     "IGNORE_INDEX",
@@ -16,5 +16,6 @@ __all__ = [
     "ObjectiveModule",
     "ObjectiveOutput",
     "Teacher",
+    "find_teachers",
     "load_teachers",
 ]

@@ -84,11 +84,8 @@ def load_teachers(
         UserError: a teacher is missing, unfinished, damaged, or uses another tokenizer.
     """
     models = []
-    for reference in references:
-        folder = _find(reference, runs_dir)
-        is_run = (folder / "recipe.yaml").is_file()
-        _check_tokenizer(folder, is_run, tokenizer_hash)
-        model = _load_run(folder, vocab_size, load_weights) if is_run else load_folder(folder)
+    for folder in find_teachers(references, tokenizer_hash, runs_dir):
+        model = _load_run(folder, vocab_size, load_weights) if _is_run(folder) else load_folder(folder)
         if model.vocab_size != vocab_size:
             raise UserError(
                 f"The teacher {folder} has a vocabulary of {model.vocab_size} tokens, the student's tokenizer "
@@ -98,12 +95,30 @@ def load_teachers(
     return LiveTeacher(models, device, precision)
 
 
+def find_teachers(references: Sequence[str], tokenizer_hash: str, runs_dir: Path | None = None) -> list[Path]:
+    """The teachers' folders, found as by :func:`load_teachers`, without a look at their weights.
+
+    Raises:
+        UserError: a teacher is missing or unfinished, or uses another tokenizer.
+    """
+    folders = [_find(reference, runs_dir) for reference in references]
+    for folder in folders:
+        if _is_run(folder):
+            _finished_recipe(folder)
+        _check_tokenizer(folder, tokenizer_hash)
+    return folders
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file()
+
+
 def _find(reference: str, runs_dir: Path | None) -> Path:
     places = [Path(reference).expanduser()]
     if runs_dir is not None and len(places[0].parts) == 1:
         places.insert(0, runs_dir / reference)
     for folder in places:
-        if (folder / "recipe.yaml").is_file() or (folder / "config.json").is_file():
+        if _is_run(folder) or (folder / "config.json").is_file():
             return folder
     looked = " and ".join(str(folder) for folder in places)
     raise UserError(
@@ -112,22 +127,27 @@ def _find(reference: str, runs_dir: Path | None) -> Path:
     )
 
 
-def _load_run(folder: Path, vocab_size: int, load_weights: Callable[[Path], Mapping[str, Tensor]]) -> LanguageModel:
+def _finished_recipe(folder: Path) -> Recipe:
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"distill.teachers: {folder} holds the recipe of a whole distillation, not of one run.")
     if not (folder / "result.json").is_file():
         raise UserError(
             f"distill.teachers: the run {folder} is not finished (it has no result.json). Continue it with the "
             "command that started it, or choose a finished run."
         )
-    recipe = load_recipe(str(folder / "recipe.yaml"))
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"distill.teachers: {folder} holds the recipe of a whole distillation, not of one run.")
+    return recipe
+
+
+def _load_run(folder: Path, vocab_size: int, load_weights: Callable[[Path], Mapping[str, Tensor]]) -> LanguageModel:
+    recipe = _finished_recipe(folder)
     model = empty_model(recipe.model, vocab_size).to_empty(device="cpu")
     assign_weights(model, load_weights(folder), str(folder))
     return model
 
 
-def _check_tokenizer(folder: Path, is_run: bool, wanted: str) -> None:
-    if is_run:
+def _check_tokenizer(folder: Path, wanted: str) -> None:
+    if _is_run(folder):
         path = folder / "environment.json"
         try:
             given = json.loads(path.read_text(encoding="utf-8"))["tokenizer_hash"]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import os
-import platform
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_TILE_LEAF = 0x1D
-_AMX_TILE_BIT = 1 << 24  # of EDX in leaf 7
-# push rbx; mov eax, edi; mov r8, rsi; xor ecx, ecx; cpuid; mov [r8], eax; mov [r8+4], edx; pop rbx; ret
-_CPUID = bytes.fromhex("53 89f8 4989f0 31c9 0fa2 418900 41895004 5b c3")
+_BF16_PRODUCT = "import torch; x = torch.ones(64, 64, dtype=torch.bfloat16); x @ x"
 
 
 def guard_bf16_products() -> bool:
@@ -23,41 +22,29 @@ def guard_bf16_products() -> bool:
 
     oneDNN would load an empty tile configuration there, and the first bfloat16 product would end the process
     with "Illegal instruction". Sets ``ONEDNN_MAX_CPU_ISA`` unless the user has; child processes inherit it.
-    oneDNN reads it once: call this before the first matrix product of the process, of any type.
+    oneDNN reads it once: call this before the first matrix product of the process, of any type. Where AMX is
+    announced the call takes as long as importing torch does.
 
     Returns:
         Whether AMX was taken from oneDNN.
     """
-    if "ONEDNN_MAX_CPU_ISA" in os.environ or not amx_is_half_hidden():
+    if "ONEDNN_MAX_CPU_ISA" in os.environ or not (_announces_amx() and _bf16_products_are_fatal()):
         return False
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_FP16"
     return True
 
 
-def amx_is_half_hidden() -> bool:
-    """Whether this processor announces AMX but not its tile sizes. False where it cannot be found out."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return False
+def _announces_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     try:
-        highest_leaf, _ = _cpuid(0)
-        _, features = _cpuid(7)
-        palettes = _cpuid(_TILE_LEAF)[0] if highest_leaf >= _TILE_LEAF else 0
-    except OSError:  # a system that forbids executable pages
+        return "amx_tile" in cpuinfo.read_text().split()
+    except OSError:  # not Linux
         return False
-    return bool(features & _AMX_TILE_BIT) and palettes == 0
 
 
-def _cpuid(leaf: int) -> tuple[int, int]:
-    """EAX and EDX of a CPUID leaf, subleaf 0."""
-    with mmap.mmap(-1, len(_CPUID), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
-        page.write(_CPUID)
-        start = ctypes.c_char.from_buffer(page)
-        registers = (ctypes.c_uint32 * 2)()
-        ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_void_p)(ctypes.addressof(start))(
-            leaf, ctypes.addressof(registers)
-        )
-        del start  # the page cannot be closed while something points into it
-    return registers[0], registers[1]
+def _bf16_products_are_fatal() -> bool:
+    """Tries one in a throw-away process."""
+    done = subprocess.run([sys.executable, "-c", _BF16_PRODUCT], capture_output=True)
+    return done.returncode == -signal.SIGILL
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +12,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hgrnx.config import HGRN2Config
 from hgrnx.models import LanguageModel, build_model
-
-# Some virtual machines announce AMX but hide its tile layout, and oneDNN's bfloat16 products die of SIGILL there.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-# Tensors this small are slower on several threads, and much slower where other processes want the cores.
-torch.set_num_threads(1)
 
 WORDS = ("the", "a", "dog", "dogs", "cat", "cats", "bark", "barks", "see", "sees", "run", "runs", "and", "big")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hgrnx.config import AnyRecipe, DistillRecipe, Recipe
+from hgrnx.config import AnyRecipe, DistillRecipe
+from hgrnx.data.dataset import PreparedDataset
 from hgrnx.errors import UserError
-from hgrnx.launch.jobs import JobResult, run_job
+from hgrnx.launch.jobs import JobResult, job_stages, run_job
 from hgrnx.paths import Places, resolve_places
 from hgrnx.training.checkpoint import latest_checkpoint, load_weights
 
@@ -145,10 +147,31 @@ def test_killed_worker_is_replaced_and_changes_nothing(
 
 
 def test_error_in_a_worker_reaches_the_user_as_a_message(job: JobResult, tiny: AnyRecipe, places: Places) -> None:
+    training = tiny.training.model_copy(update={"seq_len": 4096})
+    with pytest.raises(UserError, match="one batch"):
+        run_job(tiny.model_copy(update={"training": training}), places)
+
+
+def test_missing_teacher_is_refused_before_training(job: JobResult, tiny: AnyRecipe, places: Places) -> None:
     assert isinstance(tiny, DistillRecipe)
-    recipe: Recipe = tiny.student_recipe(["no-such-teacher"])
+    before = set(places.runs.iterdir())
     with pytest.raises(UserError, match="no teacher 'no-such-teacher'"):
-        run_job(recipe, places)
+        run_job(tiny.student_recipe(["no-such-teacher"]), places)
+    assert set(places.runs.iterdir()) == before
+
+
+def test_teachers_are_named_so_that_workers_find_them(
+    job: JobResult, tiny: AnyRecipe, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(tiny, DistillRecipe)
+    teacher = job.stages["teacher"]
+    elsewhere = tmp_path / "copy"
+    shutil.copytree(teacher, elsewhere)
+    monkeypatch.chdir(tmp_path)
+    dataset = PreparedDataset.open(Path(json.loads((teacher / "environment.json").read_text())["data"]))
+    for given, wanted in ((teacher.name, teacher.name), (str(teacher), teacher.name), ("./copy", str(elsewhere))):
+        (stage,) = job_stages(tiny.student_recipe([given]), dataset, places.runs).values()
+        assert stage.distill is not None and stage.distill.teachers == (wanted,)
 
 
 def test_too_large_for_the_cluster_is_refused_at_once(job: JobResult, tiny: AnyRecipe, places: Places) -> None:

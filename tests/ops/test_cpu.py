@@ -3,51 +3,46 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import hgrnx.ops.cpu as cpu
 
-AMX = 1 << 24
-
 
 @pytest.mark.parametrize(
-    ("highest", "features", "palettes", "hidden"),
+    ("flags", "outcome", "taken"),
     [
-        (0x20, AMX, 1, False),  # whole
-        (0x20, AMX, 0, True),  # tile sizes zeroed
-        (0x1C, AMX, 0, True),  # the leaf cut off
-        (0x1C, AMX, 1, True),  # a processor answers for a leaf it does not have with its last one
-        (0x20, 0, 0, False),  # no AMX
+        ("fpu amx_bf16 amx_tile", "import os, signal; os.kill(os.getpid(), signal.SIGILL)", True),
+        ("fpu amx_bf16 amx_tile", "pass", False),
+        ("fpu amx_bf16 amx_tile", "raise ImportError", False),  # broken, but not by AMX
+        ("fpu avx2", "import os, signal; os.kill(os.getpid(), signal.SIGILL)", False),
     ],
 )
-def test_what_counts_as_hidden(
-    highest: int, features: int, palettes: int, hidden: bool, monkeypatch: pytest.MonkeyPatch
+def test_when_amx_is_taken_from_onednn(
+    flags: str, outcome: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leaves = {0: (highest, 0), 7: (0, features), 0x1D: (palettes, 0)}
-    monkeypatch.setattr(cpu, "_cpuid", lambda leaf: leaves[leaf])
-    monkeypatch.setattr(cpu.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
-    assert cpu.amx_is_half_hidden() is hidden
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    announces_amx = cpu._announces_amx
+    monkeypatch.setattr(cpu, "_announces_amx", lambda: announces_amx(tmp_path / "cpuinfo"))
+    monkeypatch.setattr(cpu, "_BF16_PRODUCT", outcome)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")  # so that the variable is put back even where it was not set
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert cpu.guard_bf16_products() is taken
+    assert os.environ.get("ONEDNN_MAX_CPU_ISA") == ("AVX512_CORE_FP16" if taken else None)
 
 
-def test_a_system_without_executable_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(leaf: int) -> tuple[int, int]:
-        raise PermissionError
-
-    monkeypatch.setattr(cpu, "_cpuid", forbidden)
-    assert cpu.amx_is_half_hidden() is False
+def test_a_system_without_cpuinfo(tmp_path: Path) -> None:
+    assert cpu._announces_amx(tmp_path / "cpuinfo") is False
 
 
 def test_the_users_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "amx_is_half_hidden", lambda: True)
+    monkeypatch.setattr(cpu, "_announces_amx", lambda: True)
+    monkeypatch.setattr(cpu, "_bf16_products_are_fatal", lambda: True)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert cpu.guard_bf16_products() is False
     assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    assert cpu.guard_bf16_products() is True
-    assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_FP16"
 
 
 def test_a_guarded_process_survives_bf16_products() -> None:
