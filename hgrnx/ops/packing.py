@@ -1,4 +1,4 @@
-"""Packed documents for a recurrence that knows only batches of equally long rows.
+"""Packed documents, also for a recurrence that knows only batches of equally long rows.
 
 Shapes: T time, H heads, K keys and V values per head, N documents.
 """
@@ -54,6 +54,13 @@ def in_padded_rows(
         states.append(state)
     o_THV = torch.cat(outputs)[torch.argsort(torch.cat(places))]
     return o_THV[None], torch.cat(states)[torch.argsort(order).to(device)]
+
+
+def check_offsets(cu_seqlens: Tensor, T: int) -> None:
+    """Raises ValueError unless the offsets increase strictly from 0 to T."""
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != T or any(a >= b for a, b in zip(bounds, bounds[1:])):
+        raise ValueError(f"cu_seqlens must increase strictly from 0 to {T}: {bounds}")
 
 
 def _groups_of_similar_length(lengths: list[int]) -> Iterator[slice]:

@@ -5,12 +5,19 @@ Shapes: B batch, T time, H heads, K keys and V values per head, N documents.
 
 from __future__ import annotations
 
+import functools
+import logging
+
+import torch
 from torch import Tensor
 
 from hgrnx.ops.chunked import chunked_recurrence
+from hgrnx.ops.compiled import compiled_recurrence, compiled_status, forbidden
+from hgrnx.ops.packing import check_offsets
 from hgrnx.ops.reference import reference_recurrence
 
-IMPLEMENTATIONS = ("reference", "chunked", "fla")
+IMPLEMENTATIONS = ("reference", "chunked", "compiled", "fla")
+_log = logging.getLogger(__name__)
 
 
 def gated_linear_recurrence(
@@ -32,17 +39,18 @@ def gated_linear_recurrence(
         initial_state_BHKV: state before the first token, zeros when absent.
         cu_seqlens: offsets of documents packed into one row (B = 1), int [N + 1] from 0 to T, increasing.
             Each document starts from its own state; states are then [N, H, K, V].
-        impl: "reference", "chunked" or "fla"; by default "fla" on CUDA and "chunked" elsewhere.
+        impl: one of ``IMPLEMENTATIONS``; by default "fla" on CUDA, "compiled" on a CPU where it can be built, else
+            "chunked".
 
     Returns:
         Outputs [B, T, H, V] in the type of v, and the last state [B, H, K, V] ([N, H, K, V] with
         ``cu_seqlens``) in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: an unknown ``impl``, or a tensor whose shape does not fit (it is named).
+        ValueError: an unknown ``impl`` or one that cannot be used, or a tensor whose shape does not fit (it is named).
     """
     if impl is None:
-        impl = "fla" if q_BTHK.is_cuda else "chunked"
+        impl = _default(q_BTHK.device.type)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"gated_linear_recurrence: impl='{impl}' is none of {', '.join(IMPLEMENTATIONS)}")
     _check_shapes(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV, cu_seqlens)
@@ -51,9 +59,33 @@ def gated_linear_recurrence(
         return reference_recurrence(*arguments)
     if impl == "chunked":
         return chunked_recurrence(*arguments)
+    if impl == "compiled":
+        return compiled_recurrence(*arguments)
     from hgrnx.ops.fla_kernels import fla_recurrence  # needs a GPU's packages
 
     return fla_recurrence(*arguments)
+
+
+def _default(device_type: str) -> str:
+    if device_type == "cpu":
+        return _cpu_default()
+    return "fla" if device_type == "cuda" else "chunked"
+
+
+def _cpu_default() -> str:
+    return "compiled" if _compiled_or_said_why_not() else "chunked"
+
+
+# What torch.compiler.assume_constant_result does, which would import the whole compiler.
+_cpu_default._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _compiled_or_said_why_not() -> bool:
+    available, reason = compiled_status()
+    if not available and not forbidden():
+        _log.warning("The recurrence runs without its compiled kernel, several times slower: %s.", reason)
+    return available
 
 
 def _check_shapes(
@@ -74,11 +106,9 @@ def _check_shapes(
         if B != 1:
             raise ValueError(f"cu_seqlens needs a batch of 1, and q is {list(q.shape)}")
         states = cu_seqlens.numel() - 1
-        # Off the CPU a look at the values would wait for the device.
-        if cu_seqlens.device.type == "cpu":
-            bounds = cu_seqlens.tolist()
-            if bounds[0] != 0 or bounds[-1] != T or any(a >= b for a, b in zip(bounds, bounds[1:])):
-                raise ValueError(f"cu_seqlens must increase strictly from 0 to {T}: {bounds}")
+        # Off the CPU a look at the values would wait for the device, and a graph in the making has none.
+        if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_offsets(cu_seqlens, T)
     if initial_state is not None:
         _expect("initial_state", initial_state, (states, H, K, v.shape[-1]))
 

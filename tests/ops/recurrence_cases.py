@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from hgrnx.ops import gated_linear_recurrence
+from hgrnx.ops.compiled import compiled_status
 
 NAMES = ("o", "final_state", "dq", "dk", "dv", "dlog_f", "dinitial_state")
 GATES = ("usual", "1e-30", "1e-4", "1-1e-6", "mixed", "closed")
+
+
+def skip_without(impl: str) -> None:
+    if impl == "compiled":
+        available, reason = compiled_status()
+        if not available:
+            pytest.skip(reason)
 
 
 def make_inputs(
@@ -41,6 +50,7 @@ def make_inputs(
 
 def run(inputs: Sequence[Tensor | None], dtype: torch.dtype, impl: str, **options: object) -> dict[str, Tensor]:
     """Outputs, last state and all gradients, for fixed gradients of the two results."""
+    skip_without(impl)
     leaves = [None if x is None else x.to(dtype).requires_grad_() for x in inputs]
     o, final = gated_linear_recurrence(*leaves, impl=impl, **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)

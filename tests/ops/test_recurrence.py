@@ -4,12 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recurrence_cases import GATES, NAMES, errors, make_inputs, run, worst
+from recurrence_cases import GATES, NAMES, errors, make_inputs, run, skip_without, worst
 
 import hgrnx.ops.slabs as slabs
 from hgrnx.ops import gated_linear_recurrence
 
-SIZES = st.integers(1, 20)
+SIZES = st.one_of(st.integers(1, 20), st.sampled_from([32, 33, 64, 70]))
+FAST = pytest.mark.parametrize("impl", ["chunked", "compiled"])
+ALL = pytest.mark.parametrize("impl", ["reference", "chunked", "compiled"])
 
 
 def test_the_reference_is_the_recurrence() -> None:
@@ -22,6 +24,7 @@ def test_the_reference_is_the_recurrence() -> None:
     torch.testing.assert_close(final[0, 0], S)
 
 
+@FAST
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     B=st.integers(1, 4),
@@ -33,22 +36,23 @@ def test_the_reference_is_the_recurrence() -> None:
     with_state=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_chunked_agrees_with_the_reference(
-    B: int, T: int, H: int, K: int, V: int, gates: str, with_state: bool, seed: int
+def test_agrees_with_the_reference(
+    impl: str, B: int, T: int, H: int, K: int, V: int, gates: str, with_state: bool, seed: int
 ) -> None:
     inputs: list = make_inputs((B, T, H, K, V), gates, seed=seed)
     if not with_state:
         inputs[4] = None
     truth = run(inputs, torch.float64, "reference")
-    assert worst(run(inputs, torch.float64, "chunked"), truth) < 1e-12
-    assert worst(run(inputs, torch.float32, "chunked"), truth) < 1e-5
+    assert worst(run(inputs, torch.float64, impl), truth) < 1e-12
+    assert worst(run(inputs, torch.float32, impl), truth) < 1e-5
 
 
+@FAST
 @pytest.mark.parametrize("gates", GATES)
-def test_chunked_is_accurate_over_long_sequences(gates: str) -> None:
-    inputs = make_inputs((2, 1000, 2, 64, 64), gates)
+def test_long_sequences(gates: str, impl: str) -> None:
+    inputs = make_inputs((2, 1100, 2, 64, 64), gates)
     truth = run(inputs, torch.float64, "reference")
-    assert worst(run(inputs, torch.float32, "chunked"), truth) < 2e-6
+    assert worst(run(inputs, torch.float32, impl), truth) < 2e-6
 
 
 @pytest.mark.parametrize("elements", [1, 2**10, 2**12, 2**30])
@@ -59,15 +63,17 @@ def test_the_cut_into_slabs_changes_nothing(elements: int, monkeypatch: pytest.M
     assert worst(run(inputs, torch.float64, "chunked"), truth) < 1e-12
 
 
+@FAST
 @pytest.mark.parametrize("gates", GATES)
-def test_under_bf16_autocast(gates: str) -> None:
+def test_under_bf16_autocast(gates: str, impl: str) -> None:
     """As in training: q, k, v in bfloat16, gates in float32, the backward outside of autocast."""
+    skip_without(impl)
     inputs = make_inputs((2, 130, 2, 32, 32), gates)
     inputs[:3] = [x.bfloat16().double() for x in inputs[:3]]
     truth = run(inputs, torch.float64, "reference")
     leaves = [x.to(torch.bfloat16 if i < 3 else torch.float32).requires_grad_() for i, x in enumerate(inputs)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        o, final = gated_linear_recurrence(*leaves)
+        o, final = gated_linear_recurrence(*leaves, impl=impl)
     assert o.dtype == torch.bfloat16 and final.dtype == torch.float32
     generator = torch.Generator().manual_seed(1)
     seeds = [torch.randn(x.shape, generator=generator).to(x) for x in (o, final)]
@@ -76,19 +82,21 @@ def test_under_bf16_autocast(gates: str) -> None:
     assert worst(dict(zip(NAMES, (o, final, *grads))), truth) < 5e-3
 
 
-@pytest.mark.parametrize("impl", ["reference", "chunked"])
+@ALL
 def test_gradcheck(impl: str) -> None:
+    skip_without(impl)
     inputs = [x.requires_grad_() for x in make_inputs((2, 11, 2, 3, 2))]
     assert torch.autograd.gradcheck(lambda *x: gated_linear_recurrence(*x, impl=impl), inputs)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@ALL
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.one_of(st.integers(1, 5), st.integers(6, 90)), min_size=1, max_size=12),
     with_state=st.booleans(),
-    impl=st.sampled_from(["reference", "chunked"]),
 )
 def test_packed_documents_equal_separate_ones(lengths: list[int], with_state: bool, impl: str) -> None:
+    skip_without(impl)
     T, N = sum(lengths), len(lengths)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     *sequence, states = make_inputs((1, T, 2, 6, 5), states=N)
@@ -108,9 +116,10 @@ def test_packed_documents_equal_separate_ones(lengths: list[int], with_state: bo
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("impl", ["reference", "chunked"])
+@ALL
 @pytest.mark.parametrize("cut", [1, 31, 32, 33, 79])
 def test_the_state_continues_a_sequence(impl: str, cut: int) -> None:
+    skip_without(impl)
     *sequence, state = make_inputs((2, 80, 2, 8, 8))
     whole, final = gated_linear_recurrence(*sequence, state, impl=impl)
     first, middle = gated_linear_recurrence(*(x[:, :cut] for x in sequence), state, impl=impl)
@@ -119,34 +128,39 @@ def test_the_state_continues_a_sequence(impl: str, cut: int) -> None:
     torch.testing.assert_close(last, final)
 
 
-def test_inputs_are_left_alone() -> None:
-    """The slabs are overwritten in the course of the computation, the arguments must not be."""
+@FAST
+def test_inputs_are_left_alone(impl: str) -> None:
+    """Copies of them are overwritten in the course of the computation."""
     inputs = [x.float() for x in make_inputs((1, 32, 1, 4, 4))]
     before = [x.clone() for x in inputs]
-    run(inputs, torch.float32, "chunked")
+    run(inputs, torch.float32, impl)
     for x, y in zip(inputs, before):
         assert torch.equal(x, y)
 
 
-def test_denormals_are_as_the_caller_had_them() -> None:
+@FAST
+def test_denormals_are_as_the_caller_had_them(impl: str) -> None:
+    skip_without(impl)
     inputs = [x.float() for x in make_inputs((1, 8, 1, 4, 4))]
-    gated_linear_recurrence(*inputs, impl="chunked")
+    gated_linear_recurrence(*inputs, impl=impl)
     assert (torch.tensor(1e-39) * 1.0).item() != 0.0
 
 
-def test_only_the_output_is_used() -> None:
+@FAST
+def test_only_the_output_is_used(impl: str) -> None:
     """The usual case in training: no gradient reaches the last state."""
+    skip_without(impl)
     leaves = [x.requires_grad_() for x in make_inputs((2, 40, 2, 8, 8))]
     grads = [
-        dict(zip(NAMES, torch.autograd.grad(gated_linear_recurrence(*leaves, impl=impl)[0].sum(), leaves)))
-        for impl in ("chunked", "reference")
+        dict(zip(NAMES, torch.autograd.grad(gated_linear_recurrence(*leaves, impl=name)[0].sum(), leaves)))
+        for name in (impl, "reference")
     ]
     assert max(errors(*grads).values()) < 1e-12
 
 
 def test_unknown_implementation() -> None:
     inputs = make_inputs((1, 2, 1, 2, 2))
-    with pytest.raises(ValueError, match="'magic' is none of reference, chunked, fla"):
+    with pytest.raises(ValueError, match="'magic' is none of reference, chunked, compiled, fla"):
         gated_linear_recurrence(*inputs, impl="magic")
     with pytest.raises(ValueError, match="impl='fla' needs tensors on a GPU"):
         gated_linear_recurrence(*inputs, impl="fla")
