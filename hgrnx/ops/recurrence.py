@@ -10,7 +10,7 @@ from torch import Tensor
 from hgrnx.ops.chunked import chunked_recurrence
 from hgrnx.ops.reference import reference_recurrence
 
-IMPLEMENTATIONS = ("reference", "chunked", "fla")
+IMPLEMENTATIONS = ("reference", "chunked", "fla", "triton")
 
 
 def gated_linear_recurrence(
@@ -32,7 +32,7 @@ def gated_linear_recurrence(
         initial_state_BHKV: state before the first token, zeros when absent.
         cu_seqlens: offsets of documents packed into one row (B = 1), int [N + 1] from 0 to T, increasing.
             Each document starts from its own state; states are then [N, H, K, V].
-        impl: "reference", "chunked" or "fla"; by default "fla" on CUDA and "chunked" elsewhere.
+        impl: "reference", "chunked", "fla" or "triton"; by default "fla" on CUDA and "chunked" elsewhere.
 
     Returns:
         Outputs [B, T, H, V] in the type of v, and the last state [B, H, K, V] ([N, H, K, V] with
@@ -51,6 +51,10 @@ def gated_linear_recurrence(
         return reference_recurrence(*arguments)
     if impl == "chunked":
         return chunked_recurrence(*arguments)
+    if impl == "triton":
+        from hgrnx.ops.triton_recurrence import triton_recurrence  # needs a GPU's packages
+
+        return triton_recurrence(*arguments)
     from hgrnx.ops.fla_kernels import fla_recurrence  # needs a GPU's packages
 
     return fla_recurrence(*arguments)
