@@ -2,13 +2,20 @@
 
 from hgrnx.ops.gate import forget_gate
 from hgrnx.ops.head_loss import HeadLoss, TeacherSignal, head_loss
-from hgrnx.ops.recurrence import IMPLEMENTATIONS, gated_linear_recurrence
+from hgrnx.ops.recurrence import (
+    IMPLEMENTATIONS,
+    available_implementations,
+    gated_linear_recurrence,
+    implementation_notes,
+)
 
 __all__ = [
     "IMPLEMENTATIONS",
     "HeadLoss",
     "TeacherSignal",
+    "available_implementations",
     "forget_gate",
     "gated_linear_recurrence",
     "head_loss",
+    "implementation_notes",
 ]

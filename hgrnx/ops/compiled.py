@@ -142,7 +142,7 @@ def _check(status: int) -> None:
 
 
 @torch.library.custom_op(
-    "hgrnx::gated_linear_recurrence", mutates_args=(), device_types="cpu", schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)"
+    "hgrnx::compiled_recurrence", mutates_args=(), device_types="cpu", schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)"
 )
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None
@@ -156,7 +156,7 @@ def _forward(
 
 
 @torch.library.custom_op(
-    "hgrnx::gated_linear_recurrence_backward",
+    "hgrnx::compiled_recurrence_backward",
     mutates_args=(),
     device_types="cpu",
     schema=f"(Tensor d_o, Tensor d_final_state, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",

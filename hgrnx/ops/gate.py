@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hgrnx.ops.dispatch import use_triton
+
 _CPU_BLOCK_ELEMENTS = 2**16  # the handful of tensors of a block should stay in a core's cache
 _SMALLEST = 1e-36  # f is not taken to be smaller, so that its logarithm and its inverse stay finite
 
 
-def forget_gate(z: Tensor, lower_bound: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+def forget_gate(z: Tensor, lower_bound: Tensor | float | None = None, impl: str | None = None) -> tuple[Tensor, Tensor]:
     """log f and k = 1 - f of the gate f = lb + (1 - lb) sigmoid(z).
 
     k is computed as (1 - lb) sigmoid(-z), and log f with what k knows of the rounding of f, so that both keep
@@ -26,24 +28,30 @@ def forget_gate(z: Tensor, lower_bound: Tensor | float | None = None) -> tuple[T
         z: pre-activations, any shape; any floating type.
         lower_bound: values in [0, 1) for the last axes of ``z``, such as [D] or [H, K], or a number; None or 0
             for none.
+        impl: "torch" or "triton"; by default "triton" on a GPU where it is installed (not in float64).
 
     Returns:
         (log_f, k), both float32 (float64 for float64 ``z``), of the shape of ``z``.
 
     Raises:
-        ValueError: ``lower_bound`` is not of the shape of the last axes of ``z``, or a number outside [0, 1).
+        ValueError: ``lower_bound`` is not of the shape of the last axes of ``z``, or a number outside [0, 1);
+            an ``impl`` that is unknown or does not run here.
     """
-    if lower_bound is None or (not isinstance(lower_bound, Tensor) and lower_bound == 0):
-        return _ForgetGate.apply(z, None)
-    if not isinstance(lower_bound, Tensor):
+    if not isinstance(lower_bound, Tensor) and lower_bound == 0:
+        lower_bound = None
+    if lower_bound is not None and not isinstance(lower_bound, Tensor):
         if not 0 < lower_bound < 1:
             raise ValueError(f"forget_gate: lower_bound={lower_bound} must be in [0, 1)")
         lower_bound = torch.tensor(lower_bound, device=z.device)
-    if lower_bound.ndim > z.ndim or lower_bound.shape != z.shape[z.ndim - lower_bound.ndim :]:
+    if lower_bound is not None and lower_bound.shape != z.shape[max(0, z.ndim - lower_bound.ndim) :]:
         raise ValueError(
             f"forget_gate: lower_bound {list(lower_bound.shape)} is not of the shape of the last axes of "
             f"z {list(z.shape)}"
         )
+    if use_triton("forget_gate", impl, z):
+        from hgrnx.ops.triton_gate import triton_forget_gate  # needs a GPU's packages
+
+        return triton_forget_gate(z, lower_bound)
     return _ForgetGate.apply(z, lower_bound)
 
 

@@ -1,25 +1,30 @@
-"""Output head, cross-entropy and distillation in one autograd.Function.
+"""Output head, cross-entropy and distillation as one torch operator.
 
-Shapes: N tokens, V rows of the head (vocabulary, padding included), D width of the model.
+Shapes: N tokens, V rows of the head (vocabulary, padding included), D width of the model, k entries of a top-k.
 
 The logits of all tokens are never held at once: the forward goes through the tokens in chunks and, where a
 gradient will be wanted, computes it on the way while a chunk's logits are at hand. A joint loss so needs
 four large products a chunk (student and teacher logits, gradients of hidden and head). The backward only
 scales what is ready, and hands each gradient over once, as ZeRO and DDP expect.
+
+It is a custom operator so that torch.compile leaves it alone: a traced loop over the chunks would keep them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from hgrnx.ops.dispatch import use_triton
 
 _IMPOSSIBLE = -1e30  # in place of -inf in logarithms: times a probability of 0 it is 0, not NaN
 _CPU_BLOCK_ELEMENTS = 2**18  # float32 numbers per softmax block on CPU; a few such blocks fit a core's cache
+_CHUNK_TOKENS_ON_CPU = 512
+_CHUNK_TOKENS = 4096  # the head's gradient is added up once a chunk: on a GPU that must not cost more than the products
 
 
 @dataclass(frozen=True)
@@ -30,17 +35,20 @@ class TeacherSignal:
         models: (hidden [N, D_teacher], head weight [V_teacher, D_teacher], mixing weight) per teacher. Mixing
             weights sum to one; an ensemble's distribution is the mixture of its members' probabilities.
         logits_NV: logits of one teacher, [N, V_teacher].
+        top_k: (ids [N, k], integers that differ within a row; log-probabilities or logits of those, [N, k]) of one
+            teacher. Its distribution is the softmax over the k entries: what lies beyond them counts as 0.
 
     Raises:
-        ValueError: none or both fields given, no model, or mixing weights that do not sum to one.
+        ValueError: none or several fields given, no model, or mixing weights that do not sum to one.
     """
 
     models: list[tuple[Tensor, Tensor, float]] | None = None
     logits_NV: Tensor | None = None
+    top_k: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if (self.models is None) == (self.logits_NV is None):
-            raise ValueError("TeacherSignal: give either models or logits_NV")
+        if [self.models is None, self.logits_NV is None, self.top_k is None].count(False) != 1:
+            raise ValueError("TeacherSignal: give either models, logits_NV or top_k")
         if self.models is not None:
             total = sum(mixing for _, _, mixing in self.models)
             if not self.models or abs(total - 1.0) > 1e-4:
@@ -63,9 +71,11 @@ def head_loss(
     teacher: TeacherSignal | None = None,
     weight: float = 0.0,
     temperature: float = 1.0,
+    reverse_kl: bool = False,
     ignore_index: int = -100,
     vocab_size: int | None = None,
-    chunk_tokens: int = 512,
+    chunk_tokens: int | None = None,
+    impl: str | None = None,
 ) -> HeadLoss:
     """Sum over the valid tokens of (1 - weight) CE + weight T^2 KL(teacher || student).
 
@@ -81,9 +91,13 @@ def head_loss(
             one without a teacher.
         weight: share of the KL in the loss, 0 to 1.
         temperature: T > 0.
+        reverse_kl: KL(student || teacher) instead (MiniLLM, arXiv 2306.08543). Not with a top-k, which gives most
+            entries no probability.
         ignore_index: target of the tokens to leave out.
         vocab_size: entries of the vocabulary; V when absent.
-        chunk_tokens: tokens whose logits are held at once.
+        chunk_tokens: tokens whose logits are held at once; 512 on a CPU and 4,096 elsewhere when absent.
+        impl: "torch" or "triton", which computes the losses from the logits; by default "triton" on a GPU where it
+            is installed (not in float64).
 
     Returns:
         loss, cross_entropy and kl as sums over valid tokens; kl is None without a teacher or with weight 0.
@@ -97,82 +111,177 @@ def head_loss(
         teacher = None
     elif teacher is None:
         raise ValueError(f"head_loss: weight={weight} needs a teacher")
-    _check(hidden_ND, weight_VD, targets_N, teacher, weight, temperature, vocab, chunk_tokens)
-    wants_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
-    settings = _Settings(weight, temperature, ignore_index, vocab, chunk_tokens, wants_grad)
-    loss, cross_entropy, kl = _HeadLossFunction.apply(hidden_ND, weight_VD, targets_N, teacher, settings)
+    if chunk_tokens is None:
+        chunk_tokens = _CHUNK_TOKENS_ON_CPU if hidden_ND.device.type == "cpu" else _CHUNK_TOKENS
+    _check(hidden_ND, weight_VD, targets_N, teacher, weight, temperature, reverse_kl, vocab, chunk_tokens)
+    models = [] if teacher is None or teacher.models is None else teacher.models
+    logits_NV = None if teacher is None or teacher.logits_NV is None else teacher.logits_NV.detach()
+    ids_Nk, log_probs_Nk = (None, None) if teacher is None or teacher.top_k is None else teacher.top_k
+    device_type = hidden_ND.device.type
+    loss, cross_entropy, kl, _, _ = _head_loss(
+        hidden_ND,
+        weight_VD,
+        targets_N,
+        [hidden.detach() for hidden, _, _ in models],
+        [head.detach() for _, head, _ in models],
+        [float(mixing) for _, _, mixing in models],
+        logits_NV,
+        ids_Nk,
+        None if log_probs_Nk is None else log_probs_Nk.detach(),
+        float(weight),
+        float(temperature),
+        reverse_kl,
+        ignore_index,
+        vocab,
+        chunk_tokens,
+        torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
+        torch.is_grad_enabled() and hidden_ND.requires_grad,
+        torch.is_grad_enabled() and weight_VD.requires_grad,
+        use_triton("head_loss", impl, hidden_ND),
+    )
     return HeadLoss(loss, cross_entropy, None if teacher is None else kl)
 
 
 class _Settings(NamedTuple):
     weight: float
     temperature: float
+    reverse: bool
     ignore_index: int
     vocab: int
-    chunk_tokens: int
     wants_grad: bool
 
 
-class _HeadLossFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        targets_N: Tensor,
-        teacher: TeacherSignal | None,
-        settings: _Settings,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        device = hidden_ND.device
-        dtype = _product_dtype(hidden_ND, weight_VD)
-        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-        grad_hidden = grad_weight = None
-        if settings.wants_grad and ctx.needs_input_grad[0]:
-            grad_hidden = torch.empty_like(hidden_ND)
-        if settings.wants_grad and ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros_like(weight_VD, dtype=accumulate)
-        cross_entropy = torch.zeros((), dtype=accumulate, device=device)
-        kl = torch.zeros((), dtype=accumulate, device=device)
-        teacher_logits = _teacher_logits(teacher)
-        with torch.autocast(device.type, enabled=False):  # the types are chosen here, not by autocast
-            head_VD = weight_VD.to(dtype)
-            for start in range(0, hidden_ND.shape[0], settings.chunk_tokens):
-                rows = slice(start, start + settings.chunk_tokens)
-                chunk_nD = hidden_ND[rows].to(dtype)
-                logits_nV = chunk_nD @ head_VD.T
-                teachers = teacher_logits(rows)
-                chunk_ce, chunk_kl = _losses(logits_nV, targets_N[rows], teachers, settings, accumulate)
-                cross_entropy += chunk_ce
-                kl += chunk_kl
-                # From here logits_nV holds the gradient of the loss with respect to the logits.
-                if grad_hidden is not None:
-                    grad_hidden[rows] = logits_nV @ head_VD
-                if grad_weight is not None:
-                    if dtype == accumulate:
-                        grad_weight.addmm_(logits_nV.T, chunk_nD)
-                    else:
-                        grad_weight += logits_nV.T @ chunk_nD
-        ctx.grads = (grad_hidden, grad_weight)
-        ctx.weight_dtype = weight_VD.dtype
-        loss = cross_entropy.clone()
-        if teacher is not None:
-            loss = (1 - settings.weight) * loss + settings.weight * settings.temperature**2 * kl
-        ctx.mark_non_differentiable(cross_entropy, kl)
-        return loss, cross_entropy, kl
+class _Teachers(NamedTuple):
+    """What the teachers say about some tokens: logits and mixing weights, or ids and log-probabilities, or nothing."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.grads
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+    logits: list[tuple[Tensor, float]]
+    top_k: tuple[Tensor, Tensor] | None
+
+    def rows(self, rows: slice) -> _Teachers:
+        top_k = None if self.top_k is None else (self.top_k[0][rows], self.top_k[1][rows])
+        return _Teachers([(logits_NV[rows], mixing) for logits_NV, mixing in self.logits], top_k)
+
+
+@torch.library.custom_op("hgrnx::head_loss", mutates_args=())
+def _head_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    teacher_hidden: Sequence[Tensor],
+    teacher_heads: Sequence[Tensor],
+    mixing: Sequence[float],
+    teacher_logits_NV: Tensor | None,
+    teacher_ids_Nk: Tensor | None,
+    teacher_log_probs_Nk: Tensor | None,
+    weight: float,
+    temperature: float,
+    reverse: bool,
+    ignore_index: int,
+    vocab: int,
+    chunk_tokens: int,
+    autocast_dtype: torch.dtype | None,
+    hidden_wants_grad: bool,
+    weight_wants_grad: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, CE, KL, and the gradients of hidden and head for a loss's gradient of 1 (empty where not wanted)."""
+    device = hidden_ND.device
+    dtype = _product_dtype(hidden_ND, weight_VD, autocast_dtype)
+    accumulate = _sum_dtype(dtype)
+    settings = _Settings(weight, temperature, reverse, ignore_index, vocab, hidden_wants_grad or weight_wants_grad)
+    grad_hidden = torch.empty_like(hidden_ND) if hidden_wants_grad else hidden_ND.new_empty(0)
+    grad_weight = torch.zeros(weight_VD.shape if weight_wants_grad else 0, dtype=accumulate, device=device)
+    cross_entropy = torch.zeros((), dtype=accumulate, device=device)
+    kl = torch.zeros((), dtype=accumulate, device=device)
+    teachers = _teachers(
+        teacher_hidden, teacher_heads, mixing, teacher_logits_NV, teacher_ids_Nk, teacher_log_probs_Nk, autocast_dtype
+    )
+    with torch.autocast(device.type, enabled=False):  # the types are chosen here, not by autocast
+        head_VD = weight_VD.to(dtype)
+        for start in range(0, hidden_ND.shape[0], chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            chunk_nD = hidden_ND[rows].to(dtype)
+            logits_nV = chunk_nD @ head_VD.T
+            losses = _triton_losses if triton else _losses
+            chunk_ce, chunk_kl = losses(logits_nV, targets_N[rows], teachers(rows), settings, accumulate)
+            cross_entropy += chunk_ce
+            kl += chunk_kl
+            # From here logits_nV holds the gradient of the loss with respect to the logits.
+            if hidden_wants_grad:
+                grad_hidden[rows] = logits_nV @ head_VD
+            if weight_wants_grad:
+                if dtype == accumulate:
+                    grad_weight.addmm_(logits_nV.T, chunk_nD)
+                else:
+                    grad_weight += logits_nV.T @ chunk_nD
+    loss = cross_entropy.clone()
+    if weight != 0:
+        loss = (1 - weight) * loss + weight * temperature**2 * kl
+    return loss, cross_entropy, kl, grad_hidden, grad_weight
+
+
+@_head_loss.register_fake
+def _(
+    hidden_ND: Tensor, weight_VD: Tensor, *arguments: Any, **named: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    autocast_dtype, hidden_wants_grad, weight_wants_grad, _ = arguments[-4:]
+    dtype = _sum_dtype(_product_dtype(hidden_ND, weight_VD, autocast_dtype))
+    loss, cross_entropy, kl = (hidden_ND.new_empty((), dtype=dtype) for _ in range(3))
+    grad_hidden = torch.empty_like(hidden_ND) if hidden_wants_grad else hidden_ND.new_empty(0)
+    grad_weight = weight_VD.new_empty(weight_VD.shape if weight_wants_grad else 0, dtype=dtype)
+    return loss, cross_entropy, kl, grad_hidden, grad_weight
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, *others = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*others)
+    ctx.save_for_backward(*others[2:])
+    ctx.wanted = inputs[-3:-1]
+    ctx.weight_dtype = inputs[1].dtype
+    ctx.models = len(inputs[3])
+
+
+def _gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    grad_hidden = grad_weight = None
+    if grad_loss is not None:
+        unit_hidden, unit_weight = ctx.saved_tensors
+        hidden_wanted, weight_wanted = ctx.wanted
+        if hidden_wanted:
+            grad_hidden = unit_hidden * grad_loss.to(unit_hidden.dtype)
+        if weight_wanted:
+            grad_weight = (unit_weight * grad_loss).to(ctx.weight_dtype)
+    # torch wants an empty list back for an empty one, and None for a list of numbers.
+    models = ([None] * ctx.models, [None] * ctx.models, None if ctx.models else [])
+    return grad_hidden, grad_weight, None, *models, *[None] * 13
+
+
+_head_loss.register_autograd(_gradients, setup_context=_keep)
+
+
+def _triton_losses(
+    logits_nV: Tensor, targets_n: Tensor, teachers: _Teachers, s: _Settings, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As :func:`_losses`."""
+    from hgrnx.ops.triton_head_loss import logits_to_losses  # needs a GPU's packages
+
+    ce_n, kl_n = logits_to_losses(
+        logits_nV,
+        targets_n,
+        vocab=s.vocab,
+        ignore_index=s.ignore_index,
+        weight=s.weight,
+        temperature=s.temperature,
+        reverse=s.reverse,
+        wants_grad=s.wants_grad,
+        teacher_logits=teachers.logits,
+        teacher_top_k=teachers.top_k,
+    )
+    return ce_n.sum(), kl_n.sum()
 
 
 def _losses(
-    logits_nV: Tensor, targets_n: Tensor, teachers: list[tuple[Tensor, float]], s: _Settings, dtype: torch.dtype
+    logits_nV: Tensor, targets_n: Tensor, teachers: _Teachers, s: _Settings, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Sums of CE and KL of a chunk. Overwrites ``logits_nV`` with the loss's gradient if that is wanted."""
     tokens, rows_of_head = logits_nV.shape
@@ -187,12 +296,11 @@ def _losses(
         picked_n1 = student_nV.gather(1, target_n1)
         prob_nV, lse_n1 = _softmax(student_nV)
         ce_sum += ((lse_n1 - picked_n1) * valid_n1).sum()
-        if not teachers:
+        if s.weight == 0:
             grad_nV, hard = prob_nV, 1.0
         else:
             hard = 1.0 - s.weight
-            signals = [(x[rows, : s.vocab].to(dtype, copy=True).contiguous(), mixing) for x, mixing in teachers]
-            kl_n1, grad_nV = _distil(student_nV, prob_nV, lse_n1, signals, s)
+            kl_n1, grad_nV = _distil(student_nV, prob_nV, lse_n1, teachers.rows(rows), s)
             kl_sum += (kl_n1 * valid_n1).sum()
         if s.wants_grad:
             grad_nV.scatter_add_(1, target_n1, valid_n1.new_full((), -hard).expand_as(valid_n1))
@@ -203,9 +311,9 @@ def _losses(
 
 
 def _distil(
-    student_nV: Tensor, prob_nV: Tensor, lse_n1: Tensor, teachers: list[tuple[Tensor, float]], s: _Settings
+    student_nV: Tensor, prob_nV: Tensor, lse_n1: Tensor, teachers: _Teachers, s: _Settings
 ) -> tuple[Tensor, Tensor]:
-    """KL(teacher || student) at temperature T per token [n, 1], and (1 - w) p + w T (p_T - t) [n, V].
+    """KL at temperature T per token [n, 1], and the gradient of (1 - w) CE + w T^2 KL but for CE's target [n, V].
 
     ``prob_nV`` and ``lse_n1`` are softmax and log-sum-exp of the student's logits at temperature 1. The
     arguments are overwritten.
@@ -214,24 +322,45 @@ def _distil(
     if s.temperature != 1:
         student_nV.div_(s.temperature)
         soft_nV, lse_n1 = _softmax(student_nV)
-    if len(teachers) == 1:
-        teacher_nV = teachers[0][0]
-        if s.temperature != 1:
-            teacher_nV.div_(s.temperature)
-        target_nV, teacher_lse_n1 = _softmax(teacher_nV)
+    if teachers.top_k is not None:
+        ids_nk, log_target_nk = teachers.top_k[0].long(), teachers.top_k[1].to(student_nV.dtype)
+        log_target_nk = log_target_nk.div(s.temperature).log_softmax(1)
+        target_nk = log_target_nk.exp()
+        difference_nk = (log_target_nk - student_nV.gather(1, ids_nk)).clamp_(min=_IMPOSSIBLE)
+        kl_n1 = (difference_nk * target_nk).sum(1, keepdim=True) + lse_n1
+        if s.temperature == 1:
+            return kl_n1, prob_nV.scatter_add_(1, ids_nk, target_nk.mul_(-s.weight))
+        slope_nV = soft_nV.scatter_add_(1, ids_nk, target_nk.neg_())
+    else:
+        teacher_nV, target_nV, teacher_lse_n1 = _soft_teacher(teachers.logits, student_nV, s)
         # Differences of logits, so that a student equal to its teacher has a KL of exactly 0.
         difference_nV = teacher_nV.sub_(student_nV).clamp_(min=_IMPOSSIBLE)
-        kl_n1 = difference_nV.mul_(target_nV).sum(1, keepdim=True) + (lse_n1 - teacher_lse_n1)
-    else:
-        target_nV = torch.zeros_like(student_nV)
-        for logits_nV, mixing in teachers:
-            target_nV.add_(_softmax(logits_nV.div_(s.temperature))[0], alpha=mixing)
-        log_ratio_nV = target_nV.log().clamp_(min=_IMPOSSIBLE).sub_(student_nV.sub_(lse_n1))
-        kl_n1 = log_ratio_nV.mul_(target_nV).sum(1, keepdim=True)
-    if s.temperature == 1:
-        return kl_n1, prob_nV.sub_(target_nV, alpha=s.weight)
-    soft_nV.sub_(target_nV)
-    return kl_n1, prob_nV.mul_(1 - s.weight).add_(soft_nV, alpha=s.weight * s.temperature)
+        if s.reverse:
+            log_ratio_nV = difference_nV.neg_().add_(teacher_lse_n1 - lse_n1)
+            kl_n1 = (log_ratio_nV * soft_nV).sum(1, keepdim=True)
+            slope_nV = log_ratio_nV.sub_(kl_n1).mul_(soft_nV)
+        else:
+            kl_n1 = difference_nV.mul_(target_nV).sum(1, keepdim=True) + (lse_n1 - teacher_lse_n1)
+            if s.temperature == 1:
+                return kl_n1, prob_nV.sub_(target_nV, alpha=s.weight)
+            slope_nV = soft_nV.sub_(target_nV)
+    return kl_n1, prob_nV.mul_(1 - s.weight).add_(slope_nV, alpha=s.weight * s.temperature)
+
+
+def _soft_teacher(
+    teachers: list[tuple[Tensor, float]], student_nV: Tensor, s: _Settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The teachers' logits at the temperature, a copy, with their softmax and log-sum-exp [n, 1]."""
+    copies = [(x[:, : s.vocab].to(student_nV.dtype, copy=True).contiguous(), mixing) for x, mixing in teachers]
+    if len(copies) == 1:
+        teacher_nV = copies[0][0]
+        if s.temperature != 1:
+            teacher_nV.div_(s.temperature)
+        return teacher_nV, *_softmax(teacher_nV)
+    target_nV = torch.zeros_like(student_nV)
+    for logits_nV, mixing in copies:
+        target_nV.add_(_softmax(logits_nV.div_(s.temperature))[0], alpha=mixing)
+    return target_nV.log(), target_nV, target_nV.new_zeros(())
 
 
 def _softmax(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,27 +369,33 @@ def _softmax(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
     return prob_nV, logits_nV.amax(1, keepdim=True) - prob_nV.amax(1, keepdim=True).log()
 
 
-def _teacher_logits(teacher: TeacherSignal | None) -> Callable[[slice], list[tuple[Tensor, float]]]:
-    """A function from a slice of tokens to the teachers' logits there and their mixing weights."""
-    if teacher is None:
-        return lambda rows: []
-    if teacher.models is None:
-        assert teacher.logits_NV is not None
-        logits_NV = teacher.logits_NV.detach()
-        return lambda rows: [(logits_NV[rows], 1.0)]
+def _teachers(
+    hidden: Sequence[Tensor],
+    heads: Sequence[Tensor],
+    mixing: Sequence[float],
+    logits_NV: Tensor | None,
+    ids_Nk: Tensor | None,
+    log_probs_Nk: Tensor | None,
+    autocast_dtype: torch.dtype | None,
+) -> Callable[[slice], _Teachers]:
+    """A function from a slice of tokens to what the teachers say there."""
+    if not hidden:
+        top_k = None if ids_Nk is None or log_probs_Nk is None else (ids_Nk, log_probs_Nk)
+        return _Teachers([] if logits_NV is None else [(logits_NV, 1.0)], top_k).rows
     models = []
-    for hidden_ND, weight_VD, mixing in teacher.models:
-        dtype = _product_dtype(hidden_ND, weight_VD)
-        models.append((hidden_ND.detach(), weight_VD.detach().to(dtype).T, mixing))
-    return lambda rows: [(hidden[rows].to(head.dtype) @ head, mixing) for hidden, head, mixing in models]
+    for hidden_ND, weight_VD, share in zip(hidden, heads, mixing, strict=True):
+        dtype = _product_dtype(hidden_ND, weight_VD, autocast_dtype)
+        models.append((hidden_ND, weight_VD.to(dtype).T, share))
+    return lambda rows: _Teachers([(hidden[rows].to(head.dtype) @ head, share) for hidden, head, share in models], None)
 
 
-def _product_dtype(hidden_ND: Tensor, weight_VD: Tensor) -> torch.dtype:
-    device_type = hidden_ND.device.type
+def _product_dtype(hidden_ND: Tensor, weight_VD: Tensor, autocast_dtype: torch.dtype | None) -> torch.dtype:
     dtype = torch.promote_types(hidden_ND.dtype, weight_VD.dtype)
-    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device_type)
-    return dtype
+    return dtype if autocast_dtype is None or dtype == torch.float64 else autocast_dtype
+
+
+def _sum_dtype(product_dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if product_dtype == torch.float64 else torch.float32
 
 
 def _check(
@@ -270,6 +405,7 @@ def _check(
     teacher: TeacherSignal | None,
     weight: float,
     temperature: float,
+    reverse_kl: bool,
     vocab: int,
     chunk_tokens: int,
 ) -> None:
@@ -290,6 +426,9 @@ def _check(
         raise ValueError(f"head_loss: chunk_tokens={chunk_tokens} must be at least 1")
     if teacher is None:
         return
+    if teacher.top_k is not None:
+        _check_top_k(*teacher.top_k, tokens, reverse_kl)
+        return
     if teacher.logits_NV is not None:
         shapes = [("logits_NV", teacher.logits_NV.shape[0], teacher.logits_NV.shape[-1])]
     else:
@@ -298,3 +437,13 @@ def _check(
         if rows != tokens or entries < vocab:
             found = f"{rows} tokens and {entries} entries"
             raise ValueError(f"head_loss: the teacher's {name} has {found}, not {tokens} and at least {vocab}")
+
+
+def _check_top_k(ids: Tensor, log_probs: Tensor, tokens: int, reverse_kl: bool) -> None:
+    if ids.ndim != 2 or ids.shape[0] != tokens or ids.shape[1] == 0 or ids.shape != log_probs.shape:
+        raise ValueError(
+            f"head_loss: the teacher's top_k must be two tensors [{tokens}, k], not {list(ids.shape)} and "
+            f"{list(log_probs.shape)}"
+        )
+    if reverse_kl:
+        raise ValueError("head_loss: reverse_kl needs a teacher that gives every entry a probability, not a top_k")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from hgrnx.ops.compiled import compiled_recurrence, compiled_status, forbidden
 from hgrnx.ops.packing import check_offsets
 from hgrnx.ops.reference import reference_recurrence
 
-IMPLEMENTATIONS = ("reference", "chunked", "compiled", "fla")
+IMPLEMENTATIONS = ("reference", "chunked", "compiled", "fla", "triton")
 _log = logging.getLogger(__name__)
 
 
@@ -61,9 +62,32 @@ def gated_linear_recurrence(
         return chunked_recurrence(*arguments)
     if impl == "compiled":
         return compiled_recurrence(*arguments)
+    if impl == "triton":
+        from hgrnx.ops.triton_recurrence import triton_recurrence  # needs a GPU's packages
+
+        return triton_recurrence(*arguments)
     from hgrnx.ops.fla_kernels import fla_recurrence  # needs a GPU's packages
 
     return fla_recurrence(*arguments)
+
+
+def available_implementations(device_type: str) -> list[str]:
+    """Those of ``IMPLEMENTATIONS`` that can run on ``device_type`` here; the one dispatch would choose comes first."""
+    found = ["chunked", "reference"]
+    if device_type == "cpu" and compiled_status().available:
+        found.append("compiled")
+    if device_type == "cuda":
+        found += [name for name, package in (("triton", "triton"), ("fla", "fla")) if find_spec(package) is not None]
+    return sorted(found, key=lambda name: name != _default(device_type))
+
+
+def implementation_notes() -> dict[str, str]:
+    """Which implementation dispatch chooses on this machine's devices and why, for a person."""
+    available, reason = compiled_status()
+    notes = {"CPU": f"compiled ({reason})" if available else f"chunked, several times slower than compiled: {reason}"}
+    if torch.cuda.is_available():
+        notes["GPU"] = ", ".join(available_implementations("cuda"))
+    return notes
 
 
 def _default(device_type: str) -> str:

@@ -1,63 +1,17 @@
 """The fused head against the same loss written with whole logits."""
 
 import gc
+import importlib
 from typing import Any
 
 import pytest
 import torch
+from head_loss_cases import KINDS, make, make_teacher, naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
 
 from hgrnx.ops import TeacherSignal, head_loss
-
-
-def make(
-    N: int = 23, D: int = 8, V: int = 64, vocab: int = 50, ignored: int = 3, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(N + V)
-    hidden = torch.randn(N, D, generator=generator, dtype=torch.float64)
-    weight = torch.randn(V, D, generator=generator, dtype=torch.float64)
-    targets = torch.randint(vocab, (N,), generator=generator)
-    targets[torch.randperm(N, generator=generator)[:ignored]] = -100
-    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
-
-
-def make_teacher(kind: str, N: int, D: int, V: int, dtype: torch.dtype = torch.float64) -> TeacherSignal:
-    generator = torch.Generator().manual_seed(7)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
-
-    if kind == "logits":
-        return TeacherSignal(logits_NV=3 * normal(N, V))
-    mixing = {"one": [1.0], "three": [0.5, 0.3, 0.2]}[kind]
-    # Teachers of another width, and with another padding of the vocabulary.
-    return TeacherSignal(models=[(normal(N, D + i), normal(V + i, D + i), m) for i, m in enumerate(mixing)])
-
-
-def naive(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    teacher: TeacherSignal | None = None,
-    alpha: float = 0.0,
-    T: float = 1.0,
-    vocab: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    logits = (hidden @ weight.T)[:, :vocab]
-    valid = targets != -100
-    ce = cross_entropy(logits[valid], targets[valid], reduction="sum")
-    kl = logits.new_zeros(())
-    if teacher is not None:
-        if teacher.models is not None:
-            parts = [m * ((h @ w.T)[:, :vocab] / T).softmax(-1) for h, w, m in teacher.models]
-        else:
-            assert teacher.logits_NV is not None
-            parts = [(teacher.logits_NV[:, :vocab] / T).softmax(-1)]
-        kl = kl_div((logits / T).log_softmax(-1)[valid], sum(parts)[valid], reduction="sum")
-    return (1 - alpha) * ce + alpha * T**2 * kl, ce, kl
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -65,21 +19,22 @@ def naive(
     N=st.integers(1, 30),
     vocab=st.integers(2, 64),
     ignored=st.integers(0, 10),
-    kind=st.sampled_from(["none", "one", "three", "logits"]),
+    kind=st.sampled_from(KINDS),
+    reverse=st.booleans(),
     alpha=st.sampled_from([0.1, 0.5, 1.0]),
     T=st.sampled_from([0.5, 1.0, 2.0, 7.0]),
     chunk=st.integers(1, 40),
 )
 def test_agrees_with_whole_logits(
-    N: int, vocab: int, ignored: int, kind: str, alpha: float, T: float, chunk: int
+    N: int, vocab: int, ignored: int, kind: str, reverse: bool, alpha: float, T: float, chunk: int
 ) -> None:
     hidden, weight, targets = make(N, vocab=vocab, ignored=min(N, ignored))
-    teacher = None if kind == "none" else make_teacher(kind, N, 8, 64)
+    teacher = None if kind == "none" else make_teacher(kind, N, 8, 64, vocab=vocab)
     alpha = 0.0 if teacher is None else alpha
-    ours = head_loss(
-        hidden, weight, targets, teacher=teacher, weight=alpha, temperature=T, vocab_size=vocab, chunk_tokens=chunk
-    )
-    loss, ce, kl = naive(hidden, weight, targets, teacher, alpha, T, vocab)
+    reverse &= kind != "top-k"
+    options: dict[str, Any] = {"temperature": T, "reverse_kl": reverse, "vocab_size": vocab, "chunk_tokens": chunk}
+    ours = head_loss(hidden, weight, targets, teacher=teacher, weight=alpha, **options)
+    loss, ce, kl = naive(hidden, weight, targets, teacher, alpha, T, vocab, reverse)
     torch.testing.assert_close(ours.loss, loss)
     torch.testing.assert_close(ours.cross_entropy, ce.detach())
     if teacher is None:
@@ -91,13 +46,13 @@ def test_agrees_with_whole_logits(
     assert (grads[1][vocab:] == 0).all()
 
 
-@pytest.mark.parametrize("kind", ["none", "one", "three", "logits"])
+@pytest.mark.parametrize(("kind", "reverse"), [*((kind, False) for kind in KINDS), ("one", True), ("three", True)])
 @pytest.mark.parametrize("T", [1.0, 2.0])
-def test_gradcheck(kind: str, T: float) -> None:
+def test_gradcheck(kind: str, reverse: bool, T: float) -> None:
     hidden, weight, targets = make(N=5, D=3, V=7, vocab=6, ignored=1)
-    options: dict[str, Any] = {"vocab_size": 6, "chunk_tokens": 2}
+    options: dict[str, Any] = {"vocab_size": 6, "chunk_tokens": 2, "reverse_kl": reverse}
     if kind != "none":
-        options |= {"teacher": make_teacher(kind, 5, 3, 7), "weight": 0.4, "temperature": T}
+        options |= {"teacher": make_teacher(kind, 5, 3, 7, vocab=6), "weight": 0.4, "temperature": T}
     assert torch.autograd.gradcheck(lambda h, w: head_loss(h, w, targets, **options).loss, (hidden, weight))
 
 
@@ -123,11 +78,13 @@ def test_weight_0_is_the_plain_loss_bit_for_bit_and_leaves_the_teacher_alone() -
 @pytest.mark.parametrize("T", [1.0, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("copies", [1, 2])
-def test_a_student_equal_to_its_teacher_has_no_kl(T: float, dtype: torch.dtype, copies: int) -> None:
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_student_equal_to_its_teacher_has_no_kl(T: float, dtype: torch.dtype, copies: int, reverse: bool) -> None:
     hidden, weight, targets = make(N=40, D=32, V=512, vocab=500, dtype=torch.float32)
     teacher = TeacherSignal(models=[(hidden.detach(), weight.detach(), 1 / copies)] * copies)
+    options: dict[str, Any] = {"temperature": T, "reverse_kl": reverse, "vocab_size": 500}
     with torch.autocast("cpu", enabled=dtype == torch.bfloat16):
-        result = head_loss(hidden, weight, targets, teacher=teacher, weight=1.0, temperature=T, vocab_size=500)
+        result = head_loss(hidden, weight, targets, teacher=teacher, weight=1.0, **options)
     assert result.kl is not None and abs(result.kl.item()) < 1e-6 * 40
     for grad in torch.autograd.grad(result.loss, (hidden, weight)):
         assert grad.abs().max() < 1e-5
@@ -229,6 +186,19 @@ def test_no_tensor_of_all_logits_is_ever_made() -> None:
             {"weight": 0.5, "teacher": TeacherSignal(models=[(torch.zeros(23, 4), torch.zeros(60, 4), 1.0)])},
             r"models\[0\] has 23 tokens and 60 entries",
         ),
+        (
+            {"weight": 0.5, "teacher": TeacherSignal(top_k=(torch.zeros(23, 2).long(), torch.zeros(23, 3)))},
+            r"top_k must be two tensors \[23, k\]",
+        ),
+        (
+            {
+                "weight": 0.5,
+                "reverse_kl": True,
+                "teacher": TeacherSignal(top_k=(torch.zeros(23, 2).long(), torch.zeros(23, 2))),
+            },
+            "reverse_kl needs",
+        ),
+        ({"impl": "magic"}, "neither 'torch' nor 'triton'"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
@@ -250,3 +220,47 @@ def test_mixing_weights_sum_to_one(models: list[Any]) -> None:
 def test_a_signal_is_one_thing() -> None:
     with pytest.raises(ValueError, match="either"):
         TeacherSignal()
+    with pytest.raises(ValueError, match="either"):
+        TeacherSignal(logits_NV=torch.zeros(2, 3), top_k=(torch.zeros(2, 1).long(), torch.zeros(2, 1)))
+
+
+def test_a_top_k_of_everything_is_the_whole_distribution() -> None:
+    hidden, weight, targets = make()
+    logits = make_teacher("logits", 23, 8, 64).logits_NV
+    assert logits is not None
+    ids = torch.arange(64).flip(0).expand(23, 64)
+    losses = [
+        head_loss(hidden, weight, targets, teacher=teacher, weight=0.5, temperature=2.0)
+        for teacher in (TeacherSignal(logits_NV=logits), TeacherSignal(top_k=(ids, logits.gather(1, ids))))
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("kind", ["none", "three", "top-k"])
+def test_stays_in_a_compiled_graph(kind: str) -> None:
+    hidden, weight, targets = make(N=7, D=3, V=8, vocab=8)
+    teacher = None if kind == "none" else make_teacher(kind, 7, 3, 8)
+    alpha = 0.0 if teacher is None else 0.5
+
+    def loss(hidden: Tensor, weight: Tensor) -> Tensor:
+        return head_loss(hidden * 2, weight, targets, teacher=teacher, weight=alpha, chunk_tokens=2).loss * 3
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(f(hidden, weight), (hidden, weight)) for f in (compiled, loss)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("kind", ["none", "three", "top-k"])
+def test_is_a_proper_torch_operator(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("hgrnx.ops.head_loss")
+    operator, calls = module._head_loss, []
+
+    def record(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return operator(*arguments)
+
+    monkeypatch.setattr(module, "_head_loss", record)
+    hidden, weight, targets = make(N=5, D=3, V=8, vocab=7, dtype=torch.float32)
+    teacher = None if kind == "none" else make_teacher(kind, 5, 3, 8, torch.float32, vocab=7)
+    head_loss(hidden, weight, targets, teacher=teacher, weight=0.0 if teacher is None else 0.5, vocab_size=7)
+    torch.library.opcheck(operator, calls[0])

@@ -160,7 +160,7 @@ def test_only_the_output_is_used(impl: str) -> None:
 
 def test_unknown_implementation() -> None:
     inputs = make_inputs((1, 2, 1, 2, 2))
-    with pytest.raises(ValueError, match="'magic' is none of reference, chunked, compiled, fla"):
+    with pytest.raises(ValueError, match="'magic' is none of reference, chunked, compiled, fla, triton"):
         gated_linear_recurrence(*inputs, impl="magic")
     with pytest.raises(ValueError, match="impl='fla' needs tensors on a GPU"):
         gated_linear_recurrence(*inputs, impl="fla")
