@@ -102,7 +102,7 @@ def test_tied_model_may_carry_its_head_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; hgrnx can load 'hgrn2', 'llama'"),
         ({"use_short_conv": True}, "use_short_conv=True"),
         ({"attn": {"layers": [1]}}, "attn="),
         ({"intermediate_size": 1000}, "intermediate_size=1000"),
