@@ -7,11 +7,12 @@ import torch
 from hgrnx.config import ModelConfig
 from hgrnx.models.base import LanguageModel, State
 from hgrnx.models.hgrn2 import HGRN2
+from hgrnx.models.lstm import LSTM
 from hgrnx.models.transformer import Transformer
 
 __all__ = ["LanguageModel", "State", "build_model", "empty_model"]
 
-_CLASSES: dict[str, type[LanguageModel]] = {"hgrn2": HGRN2, "transformer": Transformer}
+_CLASSES: dict[str, type[LanguageModel]] = {"hgrn2": HGRN2, "transformer": Transformer, "lstm": LSTM}
 
 
 def empty_model(config: ModelConfig, vocab_size: int) -> LanguageModel:

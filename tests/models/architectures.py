@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hgrnx.config import HGRN2Config, ModelConfig, TransformerConfig
+from hgrnx.config import HGRN2Config, LSTMConfig, ModelConfig, TransformerConfig
 from hgrnx.models import LanguageModel, build_model
 
 VOCAB = 100
@@ -14,6 +14,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "transformer": TransformerConfig(
         hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=3, tie_word_embeddings=False
     ),
+    "lstm": LSTMConfig(embedding_size=24, hidden_size=40, num_hidden_layers=2),
 }
 # assert CONFIGS.keys() == ARCHITECTURES.keys()
 
