@@ -8,11 +8,12 @@ from hgrnx.config import ModelConfig
 from hgrnx.models.base import LanguageModel, State
 from hgrnx.models.hgrn2 import HGRN2
 from hgrnx.models.lstm import LSTM
+from hgrnx.models.mamba import Mamba
 from hgrnx.models.transformer import Transformer
 
 __all__ = ["LanguageModel", "State", "build_model", "empty_model"]
 
-_CLASSES: dict[str, type[LanguageModel]] = {"hgrn2": HGRN2, "transformer": Transformer, "lstm": LSTM}
+_CLASSES: dict[str, type[LanguageModel]] = {"hgrn2": HGRN2, "transformer": Transformer, "lstm": LSTM, "mamba": Mamba}
 
 
 def empty_model(config: ModelConfig, vocab_size: int) -> LanguageModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hgrnx.config import HGRN2Config, LSTMConfig, ModelConfig, TransformerConfig
+from hgrnx.config import HGRN2Config, LSTMConfig, MambaConfig, ModelConfig, TransformerConfig
 from hgrnx.models import LanguageModel, build_model
 
 VOCAB = 100
@@ -15,6 +15,7 @@ CONFIGS: dict[str, ModelConfig] = {
         hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=3, tie_word_embeddings=False
     ),
     "lstm": LSTMConfig(embedding_size=24, hidden_size=40, num_hidden_layers=2),
+    "mamba": MambaConfig(hidden_size=32, num_hidden_layers=3, state_size=8),
 }
 # assert CONFIGS.keys() == ARCHITECTURES.keys()
 
