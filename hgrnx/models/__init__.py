@@ -10,10 +10,17 @@ from hgrnx.models.hgrn2 import HGRN2
 from hgrnx.models.lstm import LSTM
 from hgrnx.models.mamba import Mamba
 from hgrnx.models.transformer import Transformer
+from hgrnx.models.xlstm import XLSTM
 
 __all__ = ["LanguageModel", "State", "build_model", "empty_model"]
 
-_CLASSES: dict[str, type[LanguageModel]] = {"hgrn2": HGRN2, "transformer": Transformer, "lstm": LSTM, "mamba": Mamba}
+_CLASSES: dict[str, type[LanguageModel]] = {
+    "hgrn2": HGRN2,
+    "transformer": Transformer,
+    "lstm": LSTM,
+    "mamba": Mamba,
+    "xlstm": XLSTM,
+}
 
 
 def empty_model(config: ModelConfig, vocab_size: int) -> LanguageModel:

@@ -53,7 +53,7 @@ class TimeStep(nn.Module):
         self.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 
     def forward(self, x_BTR: Tensor) -> Tensor:
-        return F.softplus(F.linear(x_BTR, self.weight).float() + self.bias)
+        return F.softplus(F.linear(x_BTR, self.weight) + self.bias)
 
 
 class MambaMixer(nn.Module):
@@ -98,7 +98,7 @@ class MambaMixer(nn.Module):
         dt_BTC = self.dt_proj(r_BTR)
         if padding_BT is not None:  # a step of 0 leaves the state as it is
             dt_BTC = dt_BTC.masked_fill(padding_BT[..., None], 0.0)
-        y_BTC, state_BCS = selective_scan(u_BTC, dt_BTC, -self.A_log.float().exp(), b_BTS, c_BTS, state_BCS)
+        y_BTC, state_BCS = selective_scan(u_BTC, dt_BTC, -self.A_log.exp(), b_BTS, c_BTS, state_BCS)
         y_BTC = torch.addcmul(y_BTC, u_BTC, self.D.to(u_BTC.dtype)) * F.silu(gate_BTC)
         return self.out_proj(y_BTC), inputs_BPC, state_BCS
 

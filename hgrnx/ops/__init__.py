@@ -3,17 +3,25 @@
 from hgrnx.ops.causal_conv import causal_conv
 from hgrnx.ops.gate import forget_gate
 from hgrnx.ops.head_loss import HeadLoss, TeacherSignal, head_loss
+from hgrnx.ops.mlstm import MLSTMMemory, empty_mlstm_memory, mlstm
 from hgrnx.ops.recurrence import IMPLEMENTATIONS, gated_linear_recurrence
 from hgrnx.ops.selective_scan import SCAN_IMPLEMENTATIONS, selective_scan
+from hgrnx.ops.slstm import SLSTMMemory, empty_slstm_memory, slstm
 
 __all__ = [
     "IMPLEMENTATIONS",
     "SCAN_IMPLEMENTATIONS",
     "HeadLoss",
+    "MLSTMMemory",
+    "SLSTMMemory",
     "TeacherSignal",
     "causal_conv",
+    "empty_mlstm_memory",
+    "empty_slstm_memory",
     "forget_gate",
     "gated_linear_recurrence",
     "head_loss",
+    "mlstm",
     "selective_scan",
+    "slstm",
 ]

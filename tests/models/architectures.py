@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hgrnx.config import HGRN2Config, LSTMConfig, MambaConfig, ModelConfig, TransformerConfig
+from hgrnx.config import (
+    ARCHITECTURES,
+    HGRN2Config,
+    LSTMConfig,
+    MambaConfig,
+    ModelConfig,
+    TransformerConfig,
+    XLSTMConfig,
+)
 from hgrnx.models import LanguageModel, build_model
 
 VOCAB = 100
@@ -16,8 +24,9 @@ CONFIGS: dict[str, ModelConfig] = {
     ),
     "lstm": LSTMConfig(embedding_size=24, hidden_size=40, num_hidden_layers=2),
     "mamba": MambaConfig(hidden_size=32, num_hidden_layers=3, state_size=8),
+    "xlstm": XLSTMConfig(hidden_size=32, num_hidden_layers=3, num_heads=2, slstm_at=(1,)),
 }
-# assert CONFIGS.keys() == ARCHITECTURES.keys()
+assert CONFIGS.keys() == ARCHITECTURES.keys()
 
 
 def lively(config: ModelConfig, seed: int = 0) -> LanguageModel:
@@ -26,7 +35,7 @@ def lively(config: ModelConfig, seed: int = 0) -> LanguageModel:
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale = 0.2 if "weight" in name else 1.0
+            scale = 1.0 if "lower_bounds" in name else 0.2
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return model
 
