@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgrnx.config import (
+    ARCHITECTURES,
     DataConfig,
     DistillRecipe,
     HGRN2Config,
+    MambaConfig,
     Recipe,
     TrainingConfig,
+    TransformerConfig,
     flatten,
     load_recipe,
     parse_duration,
@@ -70,12 +73,54 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ("name: x\nstudent: {}\n", "there is no teacher"),
         ("name: x\nteacher: {}\ndistill:\n  teachers: [a]\n", "there are two teachers"),
         ("name: 'a b'\n", "name: String should match pattern"),
+        (
+            "name: x\nmodel: {architecture: mmba}\n",
+            "model.architecture: there is no architecture 'mmba'; did you mean mamba? (known: hgrn2, transformer, ",
+        ),
+        ("name: x\nmodel: {architecture: 3}\n", "model.architecture: there is no architecture '3' (known: "),
+        ("name: x\nmodel: mamba\n", "model: Input should be an object"),
+        (
+            "name: x\nmodel: {architecture: mamba, hiden_size: 3}\n",
+            "model.hiden_size: architecture mamba has no such key; did you mean model.hidden_size?",
+        ),
+        (
+            "name: x\nteacher: {architecture: lstm, expand_ratio: 64}\n",
+            "teacher.expand_ratio: architecture lstm has no such key (a key of hgrn2)",
+        ),
+        (
+            "name: x\nmodel: {architecture: transformer, num_hidden_layers: '3'}\n",
+            'model.num_hidden_layers: Input should be a valid integer (given: "3")',
+        ),
+        (
+            "name: x\nmodel: {architecture: transformer, num_attention_heads: 3}\n",
+            "model: hidden_size=256 must be a multiple of 2 * num_attention_heads=6",
+        ),
+        ("name: x\nmodel: {architecture: xlstm, num_heads: 3}\n", "hidden_size=256 must be even and a multiple of"),
+        ("name: x\nmodel: {architecture: xlstm, slstm_at: [1, 12]}\n", "from 0 to 11, once each, not [12] among them"),
+        ("name: x\nmodel: {architecture: xlstm, slstm_at: [1, 1]}\n", "once each, not a place named twice"),
+        ("name: x\nmodel: {architecture: lstm, num_hidden_layers: 1}\n", "dropout acts between layers"),
     ],
 )
 def test_refusals(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(UserError, match=".*") as caught:
         load_recipe(write(tmp_path, text))
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_survives_the_way_to_yaml(tmp_path: Path, architecture: str) -> None:
+    recipe = load_recipe(write(tmp_path, f"name: x\nmodel: {{architecture: {architecture}}}\n"))
+    assert isinstance(recipe, Recipe) and type(recipe.model) is ARCHITECTURES[architecture]
+    assert recipe.model.architecture == architecture
+    assert load_recipe(write(tmp_path, to_yaml(recipe))) == recipe
+
+
+def test_a_model_without_architecture_is_an_hgrn2(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, "name: x\nteacher: {architecture: mamba}\nstudent: {hidden_size: 64}\n"))
+    assert isinstance(recipe, DistillRecipe)
+    assert isinstance(recipe.teacher, MambaConfig) and recipe.student == HGRN2Config(hidden_size=64)
+    other = load_recipe(write(tmp_path, "name: x\nstudent: {}\nteacher: {}\n"), ["student.architecture=transformer"])
+    assert isinstance(other, DistillRecipe) and other.student == TransformerConfig()
 
 
 def test_missing_recipe_names_the_nearest() -> None:

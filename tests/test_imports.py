@@ -37,6 +37,7 @@ OWNERS = {
     "mlflow": ("tracking/",),
     "fla": ("ops/",),
     "triton": ("ops/",),
+    "mamba_ssm": ("ops/",),
     "typer": ("cli.py",),
     "matplotlib": ("report/",),
 }

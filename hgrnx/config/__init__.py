@@ -7,18 +7,26 @@ a job of several runs (teacher, student, and a twin of the student without disti
 
 from hgrnx.config.durations import Duration, parse_duration
 from hgrnx.config.files import load_recipe, recipe_from_dict, shipped_recipes
+from hgrnx.config.models import (
+    ARCHITECTURES,
+    HGRN2Config,
+    LSTMConfig,
+    MambaConfig,
+    ModelConfig,
+    TransformerConfig,
+    XLSTMConfig,
+)
 from hgrnx.config.recipes import AnyRecipe, DistillRecipe, Recipe, flatten, run_name, to_yaml
 from hgrnx.config.sections import (
     DataConfig,
     DistillConfig,
     EvaluationConfig,
-    HGRN2Config,
     LaunchConfig,
-    ModelConfig,
     TrainingConfig,
 )
 
 __all__ = [
+    "ARCHITECTURES",
     "AnyRecipe",
     "DataConfig",
     "DistillConfig",
@@ -26,10 +34,14 @@ __all__ = [
     "Duration",
     "EvaluationConfig",
     "HGRN2Config",
+    "LSTMConfig",
     "LaunchConfig",
+    "MambaConfig",
     "ModelConfig",
     "Recipe",
     "TrainingConfig",
+    "TransformerConfig",
+    "XLSTMConfig",
     "flatten",
     "load_recipe",
     "parse_duration",

@@ -13,8 +13,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from hgrnx.config.models import ARCHITECTURES
 from hgrnx.config.recipes import AnyRecipe, DistillRecipe, Recipe
 from hgrnx.errors import UserError
+
+_MODEL_SECTIONS = ("model", "teacher", "student")
 
 
 def shipped_recipes() -> list[str]:
@@ -136,18 +139,44 @@ def _validate(kind: type[Any], values: dict[str, Any], where: str, problems: lis
 
 
 def _explain(kind: type[BaseModel], item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    section, architecture, rest = _without_tag(item["loc"])
+    key = ".".join([*section, *rest])
+    if item["type"] == "union_tag_invalid":
+        wanted = item["ctx"]["tag"]
+        near = difflib.get_close_matches(wanted, ARCHITECTURES, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{key}.architecture: there is no architecture '{wanted}'{hint} (known: {', '.join(ARCHITECTURES)})"
+    if item["type"] == "extra_forbidden" and architecture is not None:
+        return _explain_model_key(".".join(section), architecture, ".".join(rest))
     if item["type"] == "extra_forbidden":
         known = list(_known_keys(kind, ""))
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         if not near:  # the right name in another section, perhaps
-            near = [name for name in known if name.rsplit(".", 1)[-1] == str(item["loc"][-1])][:1]
+            near = [name for name in known if name.rsplit(".", 1)[-1] == rest[-1]][:1]
         return f"{key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
     message = item["msg"].removeprefix("Value error, ")
     given = "" if isinstance(item["input"], dict) else f" (given: {json.dumps(item['input'], default=str)})"
     if item["type"] == "missing":
         given = ""
     return f"{key}: {message}{given}" if key else message
+
+
+def _without_tag(loc: tuple[int | str, ...]) -> tuple[list[str], str | None, list[str]]:
+    """Where a problem is: a model's section, its architecture, and the place inside; or no section and the place."""
+    parts = [str(part) for part in loc]
+    if len(parts) > 1 and parts[0] in _MODEL_SECTIONS and parts[1] in ARCHITECTURES:
+        return parts[:1], parts[1], parts[2:]
+    return [], None, parts
+
+
+def _explain_model_key(section: str, architecture: str, key: str) -> str:
+    """A key that the architecture does not have, but perhaps another."""
+    near = difflib.get_close_matches(key, ARCHITECTURES[architecture].model_fields, n=1, cutoff=0.5)
+    others = [name for name, config in ARCHITECTURES.items() if key in config.model_fields]
+    hint = f"; did you mean {section}.{near[0]}?" if near else ""
+    if others:
+        hint += f" (a key of {', '.join(others)})"
+    return f"{section}.{key}: architecture {architecture} has no such key{hint}"
 
 
 def _known_keys(kind: type[BaseModel], prefix: str) -> Iterator[str]:

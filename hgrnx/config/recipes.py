@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
+from hgrnx.config.models import HGRN2Config, ModelConfig
 from hgrnx.config.sections import (
     DataConfig,
     DistillConfig,
     EvaluationConfig,
-    HGRN2Config,
     LaunchConfig,
-    ModelConfig,
     Section,
     TrainingConfig,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from hgrnx.config.durations import Duration
 
@@ -32,38 +32,6 @@ class DataConfig(Section):
     """Seed of the demo grammar."""
 
 
-class HGRN2Config(Section):
-    """HGRN2 (arXiv 2404.07904); keys are those of flash-linear-attention's ``HGRN2Config``."""
-
-    architecture: Literal["hgrn2"] = "hgrn2"
-    hidden_size: int = Field(default=256, gt=0)
-    """Width of the residual stream."""
-    num_hidden_layers: int = Field(default=6, gt=0)
-    expand_ratio: int = Field(default=64, gt=0)
-    """State size per head: a head has ``expand_ratio`` keys and as many values; heads = hidden_size / expand_ratio."""
-    hidden_ratio: int = Field(default=4, gt=0)
-    """The gated MLP is ``hidden_ratio * hidden_size * 2/3`` wide, rounded up to a multiple of 256."""
-    use_lower_bound: bool = True
-    """Learned lower bounds for the forget gates, growing with depth."""
-    norm_eps: float = Field(default=1e-6, gt=0)
-    tie_word_embeddings: bool = True
-    """One matrix for the embedding and the output head."""
-    initializer_range: float = Field(default=0.02, gt=0)
-    """Standard deviation of the initial linear and embedding weights."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> HGRN2Config:
-        if self.hidden_size % self.expand_ratio:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of expand_ratio={self.expand_ratio}, "
-                "because heads = hidden_size / expand_ratio"
-            )
-        return self
-
-
-ModelConfig = HGRN2Config
-
-
 class TrainingConfig(Section):
     """How the weights are fitted. Batches are global: workers and accumulation do not change them."""
 
@@ -84,7 +52,7 @@ class TrainingConfig(Section):
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay; applied to matrices, not to norms and lower bounds."""
+    """Decoupled weight decay; applied to matrices, not to norms, biases and what decides gates by itself."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     precision: Literal["fp32", "bf16"] = "bf16"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrnx.config import ModelConfig
+from hgrnx.models.norm import RMSNorm
 
 VOCAB_MULTIPLE = 64
 
@@ -34,6 +35,8 @@ class LanguageModel(nn.Module):
     config: ModelConfig
     vocab_size: int
     padded_vocab_size: int
+    undecayed: tuple[str, ...] = ()
+    """Last parts of the names of the matrices that weight decay leaves alone. Vectors never decay."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -44,6 +47,13 @@ class LanguageModel(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """Weight of the output head, [V, D]."""
+        raise NotImplementedError
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Fill every parameter with its initial value, as the architecture's authors do; called without gradients.
+
+        ``generator`` alone decides the values; what the memory of the parameters held before does not matter.
+        """
         raise NotImplementedError
 
     def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, State]:
@@ -93,9 +103,26 @@ class LanguageModel(nn.Module):
         embedding = sum(parameter.numel() for parameter in self._vocabulary_parameters())
         return {"total": total, "embedding": embedding, "other": total - embedding}
 
+    def _initialize_common(self, generator: torch.Generator, spread: float) -> None:
+        """Linear and embedding weights N(0, ``spread``), linear biases 0, norms 1; the rest is left as it is."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.normal_(0.0, spread, generator=generator)
+            elif isinstance(module, (RMSNorm, nn.LayerNorm)):
+                module.weight.fill_(1.0)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+
     def _vocabulary_parameters(self) -> Iterator[Tensor]:
         """Parameters whose first dimension is the padded vocabulary."""
         raise NotImplementedError
+
+
+def padding(tokens_BT: Tensor, lengths_B: Tensor | None) -> Tensor | None:
+    """Which places of rows of ``lengths_B`` tokens are padding, bool [B, T]; None where there is none."""
+    if lengths_B is None:
+        return None
+    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device) >= lengths_B[:, None]
 
 
 def check_cu_seqlens(tokens_BT: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ both ways. Per head, with gate f_t in (lower bound, 1) and input i_t:
 S_t = diag(f_t) S_{t-1} + (1 - f_t) i_t^T, o_t = S_t^T q_t.
 
 Shapes: B rows, T tokens, D model width, H heads, K keys per head, V values per head (vocabulary where said),
-N packed documents, I width of the gated MLP.
+N packed documents.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hgrnx.config import HGRN2Config
-from hgrnx.models.base import LanguageModel, State
+from hgrnx.models.base import LanguageModel, State, padding
+from hgrnx.models.mlp import GatedMLP
 from hgrnx.models.norm import RMSNorm
 from hgrnx.ops import forget_gate, gated_linear_recurrence
 
@@ -67,20 +68,6 @@ class HGRN2Attention(nn.Module):
         return self.o_proj(self.g_norm(o_BTHV.flatten(-2))), state_BHKV
 
 
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)); the width is FLA's: hidden_ratio * D * 2/3, rounded up to a multiple of 256."""
-
-    def __init__(self, config: HGRN2Config) -> None:
-        super().__init__()
-        width = intermediate_size(config)
-        self.gate_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
-
-
 class HGRN2Block(nn.Module):
     """Recurrence and MLP, each behind a norm and added to the residual stream."""
 
@@ -89,7 +76,7 @@ class HGRN2Block(nn.Module):
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attn = HGRN2Attention(config)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = GatedMLP(config)
+        self.mlp = GatedMLP(config.hidden_size, intermediate_size(config))
 
     def forward(
         self,
@@ -146,6 +133,7 @@ class HGRN2(LanguageModel):
     """The language model; ``head_weight`` is the embedding where the config ties them."""
 
     config: HGRN2Config
+    undecayed = ("lower_bounds",)
 
     def __init__(self, config: HGRN2Config, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
@@ -157,6 +145,12 @@ class HGRN2(LanguageModel):
     def head_weight(self) -> Tensor:
         return self.model.embeddings.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
+    def initialize(self, generator: torch.Generator) -> None:
+        """FLA's: linear and embedding weights N(0, ``initializer_range``), norms 1, lower bounds 0."""
+        self._initialize_common(generator, self.config.initializer_range)
+        if self.config.use_lower_bound:
+            self.model.lower_bounds.zero_()
+
     def hidden(
         self, tokens_BT: Tensor, cu_seqlens: Tensor | None = None, state: State | None = None
     ) -> tuple[Tensor, HGRN2State]:
@@ -165,10 +159,7 @@ class HGRN2(LanguageModel):
 
     def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, HGRN2State]:
         assert state is None or isinstance(state, HGRN2State)
-        padding_BT = None
-        if lengths_B is not None:
-            padding_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) >= lengths_B[:, None]
-        return self.model(tokens_BT, state, None, padding_BT)
+        return self.model(tokens_BT, state, None, padding(tokens_BT, lengths_B))
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> HGRN2State:
         size = self.config.expand_ratio

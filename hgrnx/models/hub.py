@@ -1,4 +1,9 @@
-"""Model folders in Hugging Face form: config.json (FLA's keys), safetensors (FLA's names), tokenizer files."""
+"""Model folders in Hugging Face form: config.json, safetensors, tokenizer files.
+
+Keys and names are those of the library that has the architecture: HGRN2 is FLA's, the Transformer is
+transformers' Llama, Mamba transformers' Mamba. The LSTM and xLSTM have folders of the same kind that only hgrnx
+reads.
+"""
 
 from __future__ import annotations
 
@@ -14,36 +19,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hgrnx.config import HGRN2Config
+from hgrnx.config import ARCHITECTURES, ModelConfig
 from hgrnx.errors import UserError
 from hgrnx.models import empty_model
 from hgrnx.models.base import LanguageModel
-from hgrnx.models.hgrn2 import intermediate_size
+from hgrnx.models.hub_formats import FORMATS, FolderFormat
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_DEFAULTS: dict[str, Any] = {  # the config keys hgrnx and FLA share, with FLA's values where config.json has none
-    "hidden_size": 2048,
-    "num_hidden_layers": 24,
-    "expand_ratio": 128,
-    "hidden_ratio": 4,
-    "use_lower_bound": True,
-    "norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "initializer_range": 0.02,
-}
-_ONLY: dict[str, Any] = {  # FLA options of which hgrnx has one setting
-    "use_short_conv": False,
-    "hidden_act": "swish",
-    "elementwise_affine": True,
-    "attn": None,
-    "attnres_block_size": None,
-}
 
 
 def save_folder(model: LanguageModel, folder: Path, tokenizer_dir: Path | None = None) -> None:
-    """Write ``model`` as a Hugging Face folder that FLA's ``HGRN2ForCausalLM`` and :func:`load_folder` read.
+    """Write ``model`` as a folder that :func:`load_folder` and the architecture's library read.
 
     ``vocab_size`` in config.json counts the padding rows of the stored matrices; ``hgrnx_vocab_size`` does not.
     """
@@ -54,14 +43,15 @@ def save_folder(model: LanguageModel, folder: Path, tokenizer_dir: Path | None =
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, folder / name)
         special = _special_ids(tokenizer_dir)
+    form = FORMATS[model.config.architecture]
+    fields = model.config.model_dump(mode="json")
     config = {
-        "architectures": ["HGRN2ForCausalLM"],
-        "model_type": "hgrn2",
+        "architectures": [form.class_name],
+        "model_type": form.model_type,
         "dtype": "float32",
-        **{name: getattr(model.config, name) for name in _DEFAULTS},
-        **_ONLY,
-        "num_heads": model.config.hidden_size // model.config.expand_ratio,
-        "intermediate_size": intermediate_size(model.config),
+        **{name: fields[name] for name in form.keys},
+        **form.only,
+        **form.derived(model.config),
         "vocab_size": model.padded_vocab_size,
         "hgrnx_vocab_size": model.vocab_size,
         **special,
@@ -72,7 +62,7 @@ def save_folder(model: LanguageModel, folder: Path, tokenizer_dir: Path | None =
 
 
 def load_folder(folder: Path) -> LanguageModel:
-    """Read an HGRN2 model from a Hugging Face folder into float32 on the CPU.
+    """Read a model from a Hugging Face folder into float32 on the CPU.
 
     Raises:
         UserError: the folder, its config or its weights are missing, damaged or of another architecture; a tensor
@@ -80,23 +70,25 @@ def load_folder(folder: Path) -> LanguageModel:
     """
     path = folder / "config.json"
     values = _read_json(path)
-    if values.get("model_type") != "hgrn2":
-        raise UserError(f"{path}: model_type is {values.get('model_type')!r}; hgrnx can load 'hgrn2'.")
-    config = _config_from_fla(values, path)
+    known = {form.model_type: name for name, form in FORMATS.items()}
+    architecture = known.get(str(values.get("model_type")))
+    if architecture is None:
+        can = ", ".join(f"'{name}'" for name in known)
+        raise UserError(f"{path}: model_type is {values.get('model_type')!r}; hgrnx can load {can}.")
+    form = FORMATS[architecture]
+    config = _read_config(architecture, form, values, path)
     stored = values.get("vocab_size", 32000)
     vocab_size = values.get("hgrnx_vocab_size", stored)
     if not isinstance(vocab_size, int) or not isinstance(stored, int) or not 0 < vocab_size <= stored:
         raise UserError(f"{path}: vocab_size={stored!r} and hgrnx_vocab_size={vocab_size!r} do not go together.")
     tensors = _read_tensors(folder)
-    head = tensors.get("lm_head.weight")
+    head = tensors.get(_HEAD)
     if config.tie_word_embeddings and head is not None:
-        if not torch.equal(head, tensors.get("model.embeddings.weight", head)):
-            raise UserError(
-                f"{path}: tie_word_embeddings is true, but lm_head.weight and model.embeddings.weight differ."
-            )
-        del tensors["lm_head.weight"]
+        if not torch.equal(head, tensors.get(form.embedding, head)):
+            raise UserError(f"{path}: tie_word_embeddings is true, but {_HEAD} and {form.embedding} differ.")
+        del tensors[_HEAD]
     model = empty_model(config, vocab_size).to_empty(device="cpu")
-    for name in ("model.embeddings.weight", "lm_head.weight"):  # vocabularies that are not a multiple of 64
+    for name in (form.embedding, _HEAD):  # vocabularies that are not a multiple of 64
         tensor = tensors.get(name)
         if tensor is not None and tensor.ndim == 2 and len(tensor) == stored < model.padded_vocab_size:
             tensors[name] = torch.cat([tensor, tensor.new_zeros(model.padded_vocab_size - stored, tensor.shape[1])])
@@ -127,27 +119,25 @@ def assign_weights(model: LanguageModel, tensors: Mapping[str, Tensor], where: s
             parameter.copy_(tensors[name])
 
 
-def _config_from_fla(values: dict[str, Any], path: Path) -> HGRN2Config:
-    for key, only in _ONLY.items():
+def _read_config(architecture: str, form: FolderFormat, values: dict[str, Any], path: Path) -> ModelConfig:
+    values = form.lift(values)
+    for key, only in form.only.items():
         if values.get(key, only) != only:
-            raise UserError(f"{path}: {key}={values[key]!r} is an option of FLA that hgrnx does not have ({only!r}).")
-    fields = {name: values.get(name, default) for name, default in _DEFAULTS.items()}
-    if fields["hidden_ratio"] is None:
-        fields["hidden_ratio"] = 4
-    if fields["expand_ratio"] is None and isinstance(values.get("num_heads"), int):
-        fields["expand_ratio"] = fields["hidden_size"] // values["num_heads"]
+            raise UserError(
+                f"{path}: {key}={values[key]!r} is an option of {form.library} that hgrnx does not have ({only!r})."
+            )
+    fields = {name: values.get(name, default) for name, default in form.keys.items()}
     try:
-        config = HGRN2Config.model_validate_json(json.dumps(fields))
+        config = ARCHITECTURES[architecture].model_validate_json(json.dumps(fields))
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from None
-    width = values.get("intermediate_size")
-    if width is not None and width != intermediate_size(config):
-        raise UserError(
-            f"{path}: intermediate_size={width}, but hidden_ratio={config.hidden_ratio} makes it "
-            f"{intermediate_size(config)}; hgrnx has no other width."
-        )
-    return config
+    for key, value in form.derived(config).items():
+        if values.get(key) not in (None, value):
+            raise UserError(
+                f"{path}: {key}={values[key]!r}, but the other settings make it {value!r}; hgrnx has no other."
+            )
+    return config  # type: ignore[return-value]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

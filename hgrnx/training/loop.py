@@ -1,6 +1,6 @@
 """The training loop. Evaluation, checkpoints, metrics and progress come in as hooks.
 
-Learning rate and data order are functions of (seed, step), so a run that stops after a checkpoint and
+Learning rate, data order and dropout are functions of (seed, step), so a run that stops after a checkpoint and
 continues gives the same weights as one that never stopped.
 """
 
@@ -10,6 +10,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import torch
 
 from hgrnx.config import parse_duration
 from hgrnx.data.loader import TrainLoader
@@ -84,17 +87,20 @@ def train(
     start_step: int,
     total_steps: int,
     micro_batch_size: int,
+    seed: int,
     learning_rate: Callable[[int], float],
     hooks: Sequence[Hook],
 ) -> None:
     """Take steps ``start_step`` to ``total_steps``; every rank calls it with its own engine and loader.
 
     The gradient of a step is the sum over the global batch's tokens divided by their global number, whatever
-    the number of ranks and micro-batches.
+    the number of ranks and micro-batches. Only what a model draws in training (dropout) depends on them; it is
+    decided by (``seed``, step, rank).
     """
     before = progress_at(loader, start_step, total_steps)
     for step in range(start_step, total_steps):
         started = time.perf_counter()
+        torch.manual_seed(_step_seed(seed, step, engine.rank))
         batch = loader.batch(step)
         tokens = loader.valid_tokens(step)
         rows = batch.inputs.shape[0]
@@ -113,3 +119,7 @@ def train(
         for hook in hooks:
             hook.after_step(before, now, result)
         before = now
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])

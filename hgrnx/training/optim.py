@@ -14,15 +14,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Two optimizer groups over ``model``'s trainable parameters: with ``weight_decay`` and without.
 
     Matrices decay, the embedding among them (it is also the output head when the two are tied, and one rule
-    for both keeps tied and untied models comparable). Vectors (norms, biases) and the lower bounds of the
-    forget gates (a matrix of layers by width, but pushed through a softmax) do not. A tied weight comes once;
-    an empty group is left out.
+    for both keeps tied and untied models comparable). Vectors (norms, biases) do not, and neither do matrices
+    that a LanguageModel names in ``undecayed``, such as the lower bounds of HGRN2's forget gates. A tied weight
+    comes once; an empty group is left out.
     """
+    undecayed = getattr(model, "undecayed", ())
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and "lower_bound" not in name
+            matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in undecayed
             (decayed if matrix else free).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": weight_decay},

@@ -120,6 +120,7 @@ def run_training(
             start_step=start_step,
             total_steps=total_steps,
             micro_batch_size=recipe.launch.micro_batch_size or recipe.training.batch_size // world,
+            seed=recipe.seed,
             learning_rate=lambda step: optim.learning_rate(step, total_steps, warmup_steps, recipe.training),
             hooks=hooks,
         )

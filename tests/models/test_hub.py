@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import CONFIGS
 from safetensors.torch import load_file, save_file
 
 from hgrnx.config import HGRN2Config
@@ -102,7 +103,7 @@ def test_tied_model_may_carry_its_head_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; hgrnx can load 'hgrn2', 'llama'"),
         ({"use_short_conv": True}, "use_short_conv=True"),
         ({"attn": {"layers": [1]}}, "attn="),
         ({"intermediate_size": 1000}, "intermediate_size=1000"),
@@ -191,3 +192,35 @@ def test_flas_own_model_has_the_same_size() -> None:
     with torch.device("meta"):
         fla_model = HGRN2ForCausalLM(FlaConfig(hidden_size=1024, num_hidden_layers=26, vocab_size=16_000))
     assert sum(parameter.numel() for parameter in fla_model.parameters()) == 366_846_976
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("transformer", {"num_key_value_heads": 1}, "num_key_value_heads=1, but the other settings make it 3"),
+        ("transformer", {"head_dim": 8}, "head_dim=8"),
+        ("transformer", {"attention_bias": True}, "attention_bias=True is an option of transformers"),
+        ("transformer", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters="),
+        ("transformer", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope_parameters="),
+        ("mamba", {"use_bias": True}, "use_bias=True is an option of transformers"),
+        ("mamba", {"intermediate_size": 100}, "intermediate_size=100, but the other settings make it 64"),
+        ("mamba", {"time_step_rank": 3}, r"dt_proj\.weight has shape"),
+        ("lstm", {"dropout": 1.5}, "dropout"),
+        ("xlstm", {"slstm_at": [7]}, "slstm_at"),
+        ("xlstm", {"slstm_at": []}, r"blocks\.1\..* is missing"),
+    ],
+)
+def test_wrong_configs_of_other_architectures_are_refused(
+    tmp_path: Path, architecture: str, changes: dict[str, Any], message: str
+) -> None:
+    save_folder(build_model(CONFIGS[architecture], 100), tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        load_folder(tmp_path)
+
+
+def test_a_llama_of_older_transformers_is_read(tmp_path: Path) -> None:
+    config = CONFIGS["transformer"].model_copy(update={"rope_theta": 500.0})
+    save_folder(build_model(config, 100), tmp_path)
+    edit_config(tmp_path, rope_parameters=None, num_key_value_heads=None, head_dim=None, rope_scaling=None)
+    assert load_folder(tmp_path).config == config

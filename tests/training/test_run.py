@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hgrnx.config import DataConfig, Recipe, recipe_from_dict
+from hgrnx.config import DataConfig, LSTMConfig, ModelConfig, Recipe, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
@@ -55,10 +55,13 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.parametrize("model", [None, LSTMConfig(embedding_size=16, hidden_size=24, dropout=0.3)])
 def test_stop_and_resume_is_bit_for_bit(
-    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: ModelConfig | None
 ) -> None:
-    run_training(recipe(), dataset, tmp_path / "whole")
+    """Dropout included."""
+    chosen = recipe() if model is None else recipe().model_copy(update={"model": model})
+    run_training(chosen, dataset, tmp_path / "whole")
 
     progress_at = loop.progress_at
 
@@ -69,12 +72,12 @@ def test_stop_and_resume_is_bit_for_bit(
 
     monkeypatch.setattr(loop, "progress_at", stop_after_five)
     with pytest.raises(Stopped):
-        run_training(recipe(), dataset, tmp_path / "halves")
+        run_training(chosen, dataset, tmp_path / "halves")
     monkeypatch.undo()
     folder = latest_checkpoint(tmp_path / "halves" / "checkpoints")
     assert folder is not None and folder.name == "step-00000003"
     assert not (tmp_path / "halves" / "result.json").exists()
-    run_training(recipe(), dataset, tmp_path / "halves")
+    run_training(chosen, dataset, tmp_path / "halves")
 
     states = [load_checkpoint(tmp_path / name / "checkpoints" / "step-00000006") for name in ("whole", "halves")]
     (whole, _), (halves, _) = states

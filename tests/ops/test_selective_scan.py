@@ -1,0 +1,166 @@
+"""The selective scan against the recurrence written out, in float64."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hgrnx.ops import selective_scan
+
+module = importlib.import_module("hgrnx.ops.selective_scan")  # hgrnx.ops has the function under this name
+NAMES = ("y", "last", "du", "d_dt", "dA", "db", "dc", "d_initial")
+
+
+def written_out(
+    u: Tensor, dt: Tensor, A: Tensor, b: Tensor, c: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    h = u.new_zeros(u.shape[0], *A.shape) if state is None else state
+    outputs = []
+    for u_t, dt_t, b_t, c_t in zip(u.unbind(1), dt.unbind(1), b.unbind(1), c.unbind(1)):
+        h = (dt_t[..., None] * A).exp() * h + (dt_t * u_t)[..., None] * b_t[:, None]
+        outputs.append((h * c_t[:, None]).sum(-1))
+    return torch.stack(outputs, 1), h
+
+
+def make_inputs(B: int, T: int, C: int, S: int, steps: str = "usual", seed: int = 0) -> list[Tensor]:
+    """float32 values in float64: u, dt, A, b, c and an initial state."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    exponents = {"usual": -1.0, "tiny": -6.0, "huge": 2.0}
+    if steps == "mixed":
+        dt = 10 ** (torch.rand(B, T, C, generator=generator) * 10 - 8)
+        dt = torch.where(torch.rand(B, T, C, generator=generator) < 0.2, 0.0, dt)
+    else:
+        dt = 10 ** (exponents[steps] + 0.5 * normal(B, T, C))
+    A = -torch.arange(1, S + 1) * (0.5 + torch.rand(C, S, generator=generator))
+    inputs = [normal(B, T, C), dt, A, normal(B, T, S), normal(B, T, S), normal(B, C, S)]
+    return [x.float().double() for x in inputs]
+
+
+def run(function: object, inputs: Sequence[Tensor | None], dtype: torch.dtype) -> dict[str, Tensor]:
+    leaves = [None if x is None else x.to(dtype).requires_grad_() for x in inputs]
+    results = function(*leaves)  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(1)
+    seeds = [torch.randn(x.shape, generator=generator).to(x) for x in results]
+    wanted = [x for x in leaves if x is not None]
+    return dict(zip(NAMES, (*results, *torch.autograd.grad(results, wanted, seeds))))
+
+
+def worst(results: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    assert results.keys() == truth.keys()
+    errors = [(results[name].double() - truth[name]).norm() / truth[name].norm().clamp(min=1e-30) for name in truth]
+    return float(torch.stack(errors).detach().max())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    B=st.integers(1, 5),
+    T=st.one_of(st.integers(1, 9), st.integers(10, 80)),
+    C=st.integers(1, 12),
+    S=st.integers(1, 9),
+    steps=st.sampled_from(["usual", "tiny", "huge", "mixed"]),
+    with_state=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_chunked_agrees_with_the_recurrence(
+    B: int, T: int, C: int, S: int, steps: str, with_state: bool, seed: int
+) -> None:
+    inputs: list[Tensor | None] = [*make_inputs(B, T, C, S, steps, seed)]
+    if not with_state:
+        inputs[5] = None
+    truth = run(written_out, inputs, torch.float64)
+    assert worst(run(selective_scan, inputs, torch.float64), truth) < 1e-11
+    assert worst(run(selective_scan, inputs, torch.float32), truth) < 1e-5
+
+
+@pytest.mark.parametrize(("step", "chunk"), [(1, 1), (40, 100), (40, 10**6), (10**6, 300)])
+def test_the_cut_into_slabs_and_chunks_changes_nothing(step: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs(5, 70, 6, 4)
+    truth = run(written_out, inputs, torch.float64)
+    monkeypatch.setattr(module, "_STEP_ELEMENTS", step)
+    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", chunk)
+    assert worst(run(selective_scan, inputs, torch.float64), truth) < 1e-12
+
+
+def test_gradcheck() -> None:
+    inputs = [x.requires_grad_() for x in make_inputs(2, 7, 3, 2)]
+    assert torch.autograd.gradcheck(selective_scan, inputs)
+
+
+def test_under_bf16_autocast() -> None:
+    """As in training: everything but the steps and A in bfloat16."""
+    inputs = make_inputs(2, 50, 16, 4)
+    inputs = [x if n in (1, 2) else x.bfloat16().double() for n, x in enumerate(inputs)]
+    truth = run(written_out, inputs, torch.float64)
+    leaves = [x.to(torch.float32 if n in (1, 2, 5) else torch.bfloat16).requires_grad_() for n, x in enumerate(inputs)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, last = selective_scan(*leaves)
+    assert y.dtype == torch.bfloat16 and last.dtype == torch.float32
+    generator = torch.Generator().manual_seed(1)
+    seeds = [torch.randn(x.shape, generator=generator).to(x) for x in (y, last)]
+    grads = torch.autograd.grad([y, last], leaves, seeds)
+    assert [g.dtype for g in grads] == [x.dtype for x in leaves]
+    assert worst(dict(zip(NAMES, (y, last, *grads))), truth) < 1e-2
+
+
+@pytest.mark.parametrize("cut", [1, 31, 32, 33, 79])
+def test_the_state_continues_a_sequence(cut: int) -> None:
+    u, dt, A, b, c, state = make_inputs(2, 80, 4, 3)
+    whole, last = selective_scan(u, dt, A, b, c, state)
+    first, middle = selective_scan(*(x[:, :cut] for x in (u, dt)), A, *(x[:, :cut] for x in (b, c)), state)
+    second, end = selective_scan(*(x[:, cut:] for x in (u, dt)), A, *(x[:, cut:] for x in (b, c)), middle)
+    torch.testing.assert_close(torch.cat((first, second), 1), whole)
+    torch.testing.assert_close(end, last)
+
+
+def test_arguments_and_denormals_are_left_alone() -> None:
+    inputs = [x.float() for x in make_inputs(2, 40, 4, 4)]
+    before = [x.clone() for x in inputs]
+    run(selective_scan, inputs, torch.float32)
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before))
+    assert (torch.tensor(1e-39) * 1.0).item() != 0.0
+
+
+def test_refusals() -> None:
+    inputs = make_inputs(1, 3, 2, 2)
+    with pytest.raises(ValueError, match="'magic' is none of chunked, mamba_ssm"):
+        selective_scan(*inputs, impl="magic")
+    with pytest.raises(ValueError, match="takes no initial state"):
+        selective_scan(*inputs, impl="mamba_ssm")
+    for position, (name, shape) in enumerate(
+        [("u", (1, 0, 2)), ("dt", (1, 3, 1)), ("A", (1, 2)), ("b", (1, 2, 2)), ("c", (1, 3, 1)), ("init", (1, 2, 1))]
+    ):
+        wrong = list(inputs)
+        wrong[position] = torch.zeros(shape)
+        with pytest.raises(ValueError, match=f"selective_scan: {name}"):
+            selective_scan(*wrong)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mamba_ssm_agrees_with_the_recurrence(dtype: torch.dtype) -> None:
+    pytest.importorskip("mamba_ssm")
+    inputs = [x.to(dtype).double() for x in make_inputs(2, 130, 64, 16)[:5]]
+    truth = {name: x for name, x in run(written_out, inputs, torch.float64).items() if name != "last"}
+    leaves = [x.to("cuda", torch.float32 if n == 2 else dtype).requires_grad_() for n, x in enumerate(inputs)]
+    y, last = selective_scan(*leaves)
+    seeds = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    last_truth = written_out(*inputs)[1]
+    assert (last.double().cpu() - last_truth).norm() / last_truth.norm() < (1e-5 if dtype == torch.float32 else 1e-2)
+    # Without a gradient from the last state, which the kernel does not pass on.
+    wanted = [x.requires_grad_() for x in inputs]
+    exact = written_out(*wanted)[0]
+    truth = dict(zip(NAMES[2:], torch.autograd.grad(exact, wanted, seeds.double().cpu())))
+    results = dict(zip(NAMES[2:], (g.cpu() for g in torch.autograd.grad(y, leaves, seeds))))
+    assert worst({"y": y.detach().cpu(), **results}, {"y": exact.detach(), **truth}) < (
+        1e-4 if dtype == torch.float32 else 2e-2
+    )
