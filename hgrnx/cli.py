@@ -202,6 +202,58 @@ def runs(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="Also try this recipe: memory and time on this machine.")] = None,
+    overrides: Overrides = None,
+    home: Home = None,
+) -> None:
+    """Say what this machine has, and what a recipe will need of it."""
+    from hgrnx.config import load_recipe
+    from hgrnx.console import make_console
+    from hgrnx.doctor.show import print_estimates, print_machine
+    from hgrnx.paths import resolve_places
+
+    places, console = resolve_places(home), make_console()
+    loaded = load_recipe(recipe, overrides or []) if recipe else None
+    print_machine(places, console)
+    if loaded is not None:
+        print_estimates(loaded, places, console)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="op (the recurrence), model (training steps) or distill.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8,
+    seq_len: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 512,
+    heads: Annotated[int, typer.Option(min=1, help="Heads (op).")] = 4,
+    head_size: Annotated[int, typer.Option(min=1, help="Keys, and values, of a head (op).")] = 64,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; give it twice for both [fp32].")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also peers under torch.compile (model).")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 7,
+    gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU.")] = False,
+    home: Home = None,
+) -> None:
+    """Measure speed and memory on this machine, beside the implementations installed on it."""
+    from hgrnx.bench.run import run_bench
+    from hgrnx.console import make_console
+    from hgrnx.paths import resolve_places
+
+    run_bench(
+        what,
+        resolve_places(home).home / "bench",
+        make_console(),
+        batch_size=batch_size,
+        seq_len=seq_len,
+        heads=heads,
+        head_size=head_size,
+        precisions=tuple(precision or ["fp32"]),
+        compiled=compiled,
+        rounds=rounds,
+        use_gpu=gpu,
+    )
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
     home: Home = None,

@@ -26,9 +26,10 @@ ALLOWED = {
     "evaluation": BASE | {"ops", "models", "data"},
     "training": BASE | {"ops", "models", "objectives", "data", "evaluation", "tracking"},
     "report": BASE,
+    "bench": BASE | {"ops", "models", "objectives", "training", "tracking", "report"},
     "runs": BASE | {"models", "training"},
     "launch": BASE | {"models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
-    "cli": BASE | {"models", "data", "tracking", "report", "runs", "launch"},
+    "cli": BASE | {"models", "data", "tracking", "report", "runs", "launch", "bench"},
 }
 # Third-party packages with one owner.
 OWNERS = {

@@ -121,6 +121,32 @@ def plot_phenomena(runs: Mapping[str, Path], out: Path) -> bool:
     return True
 
 
+def draw_bars(names: Sequence[str], panels: Mapping[str, Sequence[float]], out: Path, title: str) -> None:
+    """Horizontal bars, the first name at the top, a panel for each quantity.
+
+    Args:
+        names: what the bars stand for.
+        panels: values in the order of ``names``, by quantity and unit.
+        out: PNG to write.
+        title: line above the panels.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(2.2 + 3.9 * len(panels), 1.5 + 0.36 * len(names)), layout="constrained")
+        figure.suptitle(title)
+        for axes, (quantity, values) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items()):
+            bars = axes.barh(range(len(names)), values, 0.7, color=_COLOURS[: len(names)])
+            axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3)
+            axes.set(xlabel=quantity, xlim=(0, 1.25 * max(values)))
+            axes.grid(axis="y", visible=False)
+            axes.tick_params(axis="y", length=0)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        _save(figure, out)
+
+
 def smoothed(values: Sequence[float], window: int) -> list[float]:
     """Means over windows of ``window`` values around each place; narrower at the ends, and even at the start."""
     sums = [0.0, *accumulate(values)]

@@ -1,0 +1,91 @@
+"""What `hgrnx bench` does: build the cases, measure them, print and keep the result."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hgrnx.bench.distill import distill_cases
+from hgrnx.bench.measure import Case, measure
+from hgrnx.bench.model import model_cases
+from hgrnx.bench.op import op_cases
+from hgrnx.errors import UserError
+from hgrnx.ops.cpu import guard_bf16_products, keep_freed_memory
+from hgrnx.report.bench import print_bench, save_bench
+from hgrnx.tracking.environment import describe_environment
+
+KINDS = ("op", "model", "distill")
+
+
+def run_bench(
+    kind: str,
+    folder: Path,
+    console: Console,
+    *,
+    batch_size: int,
+    seq_len: int,
+    heads: int = 4,
+    head_size: int = 64,
+    precisions: tuple[str, ...] = ("fp32",),
+    compiled: bool = False,
+    rounds: int = 7,
+    use_gpu: bool = False,
+) -> Path:
+    """Measure ``kind`` (one of :data:`KINDS`), print a table and write JSON and plot into ``folder``.
+
+    ``heads`` and ``head_size`` are for ``op``, ``compiled`` (also measure peers under ``torch.compile``) for
+    ``model``; ``distill`` takes the first of ``precisions``. Returns the JSON file.
+
+    Raises:
+        UserError: an unknown kind or precision, or a GPU that is not there.
+    """
+    if kind not in KINDS:
+        raise UserError(f"hgrnx bench: '{kind}' is none of {', '.join(KINDS)}.")
+    wrong = [name for name in precisions if name not in ("fp32", "bf16")]
+    if wrong or not precisions:
+        raise UserError(f"hgrnx bench: precision '{', '.join(wrong)}' is none of fp32, bf16.")
+    if use_gpu and not torch.cuda.is_available():
+        raise UserError("hgrnx bench: --gpu needs a CUDA GPU that torch sees; there is none.")
+    device = torch.device("cuda" if use_gpu else "cpu")
+    if not use_gpu:  # what a training does
+        guard_bf16_products()
+        keep_freed_memory()
+    shape = f"{batch_size} x {seq_len} tokens"
+    cases: list[Case] = []
+    if kind == "op":
+        shape = f"B{batch_size} T{seq_len} H{heads} K{head_size} V{head_size}"
+        for precision in precisions:
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            cases += op_cases(batch_size, seq_len, heads, head_size, device, dtype)
+    elif kind == "model":
+        cases = model_cases(batch_size, seq_len, device, precisions, compiled)
+    else:
+        cases = distill_cases(batch_size, seq_len, device, precisions[0])
+    where = torch.cuda.get_device_name(device) if use_gpu else f"CPU, {torch.get_num_threads()} threads"
+    title = f"{kind}, {shape}, forward and backward, {where}"
+    with Progress(
+        TextColumn("measuring"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("measuring", total=None)
+        measurements = measure(
+            cases,
+            rounds=rounds,
+            device=device,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    rows = [measurement.row() for measurement in measurements]
+    print_bench(title, rows, console)
+    settings = {"title": title, "rounds": rounds, "environment": describe_environment()}
+    path = save_bench(folder, f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}", settings, rows)
+    console.print(path, highlight=False)
+    return path

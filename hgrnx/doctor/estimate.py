@@ -1,0 +1,145 @@
+"""Memory and time of a recipe on this machine, from a few real steps with random tokens.
+
+The steps run in processes of their own, as many at once as the recipe has workers, so that they get in each
+other's way as workers do. What they leave out: the exchange of gradients between workers, evaluation and start.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hgrnx.config import AnyRecipe, DistillRecipe, ModelConfig, Recipe, parse_duration, recipe_from_dict
+from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.loader import TrainLoader
+from hgrnx.errors import UserError
+from hgrnx.models import build_model, empty_model
+from hgrnx.objectives import Distillation, LiveTeacher, NextToken, ObjectiveModule
+from hgrnx.objectives.base import Objective
+from hgrnx.ops.cpu import keep_freed_memory
+from hgrnx.training.engine import build_engine
+from hgrnx.training.run import peak_memory_mb
+
+_STEPS = 3
+_BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two averages in float32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage of a recipe will need."""
+
+    stage: str
+    parameters: int
+    memory_mb: float
+    """Peak of one worker, nothing sharded; on a GPU of its memory, else of the process."""
+    tokens_per_second: float
+    """Of all workers together."""
+    steps: int | None
+    """None where only the data, which are not prepared yet, can tell."""
+    seconds: float | None
+    """Of training."""
+
+
+def estimate(recipe: AnyRecipe, dataset: PreparedDataset | None, memory_gb: float | None) -> Iterator[Estimate]:
+    """Yield an estimate for each stage of ``recipe`` that differs from those before it.
+
+    Args:
+        dataset: the recipe's dataset where it is prepared; without it, time is known for durations in steps only.
+        memory_gb: memory of this machine, where it is known; a stage whose weights alone do not fit is refused.
+
+    Raises:
+        UserError: a stage does not fit this machine, or a GPU is asked for and not there.
+    """
+    for stage, single, teachers in _stages(recipe):
+        vocab_size = dataset.vocab_size if dataset is not None else single.data.vocab_size
+        workers, launch = single.launch.num_workers, single.launch
+        parameters = empty_model(single.model, vocab_size).parameter_counts()["total"]
+        least_gb = parameters * _BYTES_PER_PARAMETER / 1e9 * (1 if launch.use_gpu else workers)
+        if not launch.use_gpu and memory_gb is not None and least_gb > memory_gb:
+            raise UserError(
+                f"{stage}: {parameters / 1e6:,.0f}M parameters need {least_gb:,.1f} GB for weights, gradients and "
+                f"optimizer in {workers} workers before anything is computed; this machine has {memory_gb} GB."
+            )
+        processes = 1 if launch.use_gpu else workers
+        content = single.model_dump(mode="json")
+        try:
+            with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+                jobs = [pool.submit(_try_steps, content, teachers, vocab_size) for _ in range(processes)]
+                tried = [job.result() for job in jobs]
+        except BrokenProcessPool:
+            raise UserError(
+                f"{stage}: a process was ended while it tried a step, most likely for want of memory. "
+                "Set launch.micro_batch_size to a smaller number."
+            ) from None
+        seconds_per_step = statistics.mean(seconds for seconds, _ in tried)
+        tokens = single.training.batch_size * single.training.seq_len
+        steps = _steps(single, dataset)
+        yield Estimate(
+            stage,
+            parameters,
+            max(memory for _, memory in tried),
+            tokens / seconds_per_step,
+            steps,
+            None if steps is None else steps * seconds_per_step,
+        )
+
+
+def _stages(recipe: AnyRecipe) -> Iterator[tuple[str, Recipe, list[ModelConfig]]]:
+    """Label, recipe and the teachers' architectures; a teacher that exists already counts as the student's equal."""
+    if isinstance(recipe, DistillRecipe):
+        single = recipe.teacher_recipe()
+        if single is not None:
+            yield "teacher", single, []
+        teachers = [recipe.teacher] if recipe.teacher is not None else [recipe.student] * len(recipe.distill.teachers)
+        yield "student", recipe.student_recipe(()), teachers
+        if recipe.twin and recipe.student != recipe.teacher:
+            yield "twin", recipe.twin_recipe(), []
+    else:
+        named = recipe.distill.teachers if recipe.distill is not None else ()
+        yield recipe.name, recipe, [recipe.model] * len(named)
+
+
+def _steps(recipe: Recipe, dataset: PreparedDataset | None) -> int | None:
+    if dataset is None:
+        amount, unit = parse_duration(recipe.training.duration)
+        return int(amount) if unit == "steps" else None
+    loader = TrainLoader(dataset, recipe.training.seq_len, recipe.training.batch_size, recipe.seed)
+    return loader.steps_for(recipe.training.duration)
+
+
+def _try_steps(content: dict[str, Any], teachers: list[ModelConfig], vocab_size: int) -> tuple[float, float]:
+    """Median seconds of a worker's share of a step, and its peak memory in MB; called in a process of its own."""
+    recipe = recipe_from_dict(content)
+    assert isinstance(recipe, Recipe)
+    share = recipe.training.batch_size // recipe.launch.num_workers
+    micro = recipe.launch.micro_batch_size or share
+    launch = recipe.launch.model_copy(update={"num_workers": 1, "engine": "torch"})
+    training = recipe.training.model_copy(update={"batch_size": share})
+    torch.set_num_threads(launch.cpus_per_worker)
+    if not launch.use_gpu:
+        keep_freed_memory()
+    objective: Objective = NextToken()
+    if recipe.distill is not None and teachers:
+        models = [build_model(config, vocab_size, seed=seed) for seed, config in enumerate(teachers, start=1)]
+        teacher = LiveTeacher(models, "cuda" if launch.use_gpu else "cpu", training.precision)
+        objective = Distillation(teacher, recipe.distill.weight, recipe.distill.temperature)
+    engine = build_engine(ObjectiveModule(build_model(recipe.model, vocab_size), objective), training, launch)
+    tokens_BT = torch.randint(0, vocab_size, (micro, training.seq_len + 1), device=engine.device)
+    times = []
+    for _ in range(1 + _STEPS):
+        start = time.perf_counter()
+        for index in range(engine.micro_steps):
+            output = engine.forward(tokens_BT[:, :-1], tokens_BT[:, 1:])
+            last = index == engine.micro_steps - 1
+            engine.backward(output.loss_sum, share * training.seq_len, last_micro=last)
+        engine.step(1e-4)  # its result, the norm of the gradient, waits for the device
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:]), peak_memory_mb(engine.device)

@@ -1,0 +1,62 @@
+"""Times, memory and shares of the peak are of what ran."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from hgrnx.bench.measure import Case, added_memory_mb, measure
+
+CPU = torch.device("cpu")
+
+
+def test_slower_steps_come_out_slower() -> None:
+    fast, slow = measure(
+        [
+            Case("fast", lambda: time.sleep(0.002), tokens=10),
+            Case("slow", lambda: time.sleep(0.02), tokens=10),
+        ],
+        rounds=3,
+    )
+    assert (fast.name, slow.name) == ("fast", "slow")
+    assert 0.02 <= slow.seconds and 0.002 <= fast.seconds < slow.seconds
+    assert slow.tokens_per_second == pytest.approx(10 / slow.seconds)
+    assert fast.share_of_peak is None and len(fast.rounds) == 3
+
+
+def test_cases_take_turns_and_each_begins_a_round() -> None:
+    seen: list[str] = []
+    cases = [Case(name, lambda name=name: seen.append(name)) for name in "abc"]
+    measure(cases, rounds=3, warmup=1)
+    assert "".join(seen) == "aabbcc" + "abc" + "bca" + "cab"
+
+
+def test_share_of_the_peak() -> None:
+    size = 1024
+    x = torch.randn(size, size)
+    (whole, half) = measure(
+        [Case("whole", lambda: x @ x, flops=2.0 * size**3), Case("half", lambda: x @ x, flops=1.0 * size**3)],
+        rounds=5,
+    )
+    assert whole.share_of_peak is not None and half.share_of_peak is not None
+    assert 0.2 < whole.share_of_peak < 2.5
+    assert half.share_of_peak < whole.share_of_peak
+
+
+def test_threads_are_those_asked_for_and_come_back() -> None:
+    before, seen = torch.get_num_threads(), []
+    measure([Case("two", lambda: seen.append(torch.get_num_threads()), threads=2)], rounds=1, warmup=1)
+    assert set(seen) == {2} and torch.get_num_threads() == before
+
+
+def test_memory_is_what_a_step_adds() -> None:
+    held = torch.ones(4_000_000)  # 16 MB that were there before count for nothing
+    if added_memory_mb(lambda: None, CPU) is None:
+        pytest.skip("the system does not tell the highest resident size")
+    little = added_memory_mb(lambda: held.sum(), CPU)
+    much = added_memory_mb(lambda: (held + 1).sum() + torch.ones(16_000_000).sum(), CPU)
+    assert little is not None and much is not None
+    assert little < 10 and 60 < much < 120
+    assert added_memory_mb(lambda: held.sum(), CPU) < 10  # type: ignore[operator]
