@@ -142,7 +142,7 @@ def export_run(
     home: Home = None,
 ) -> None:
     """Write a Hugging Face folder with flash-linear-attention's names, which FLA opens on a GPU."""
-    from hgrnx.models.hub import save_folder
+    from hgrnx.models.folders import save_folder
     from hgrnx.paths import resolve_places
     from hgrnx.runs import open_model
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from hgrnx.config import Recipe, load_recipe
 from hgrnx.errors import UserError
 from hgrnx.models import LanguageModel, empty_model
-from hgrnx.models.hub import assign_weights, load_folder
+from hgrnx.models.folders import assign_weights, load_folder
 from hgrnx.paths import Places
 from hgrnx.training.run import last_weights
 

@@ -81,9 +81,7 @@ def model_cases(batch: int, time: int, device: torch.device, precisions: tuple[s
     cases = [training_case(f"HGRN2, {p}", SMALL, batch, time, device, p) for p in precisions]
     for precision in precisions:
         for name, model, loss_of, flops in _transformers_llama(time, compiled):
-            cases.append(
-                peer_case(f"{name}, {precision}", model, loss_of, flops, batch, time, device, precision)
-            )
+            cases.append(peer_case(f"{name}, {precision}", model, loss_of, flops, batch, time, device, precision))
     return cases
 
 

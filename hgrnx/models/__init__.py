@@ -12,7 +12,7 @@ from hgrnx.models.mamba import Mamba
 from hgrnx.models.transformer import Transformer
 from hgrnx.models.xlstm import XLSTM
 
-__all__ = ["LanguageModel", "State", "build_model", "empty_model"]
+__all__ = ["LanguageModel", "State", "build_model", "empty_model", "model_class"]
 
 _CLASSES: dict[str, type[LanguageModel]] = {
     "hgrn2": HGRN2,
@@ -23,10 +23,15 @@ _CLASSES: dict[str, type[LanguageModel]] = {
 }
 
 
+def model_class(config: ModelConfig) -> type[LanguageModel]:
+    """The class of ``config``'s architecture."""
+    return _CLASSES[config.architecture]
+
+
 def empty_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     """The model on torch's meta device: names and shapes, no memory."""
     with torch.device("meta"):
-        return _CLASSES[config.architecture](config, vocab_size)
+        return model_class(config)(config, vocab_size)
 
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int = 0) -> LanguageModel:

@@ -1,192 +1,163 @@
-"""Model folders in Hugging Face form: config.json, safetensors, tokenizer files.
+"""``transformers`` opens hgrnx's folders: importing this module registers their classes with its Auto classes.
 
-Keys and names are those of the library that has the architecture: HGRN2 is FLA's, the Transformer is
-transformers' Llama, Mamba transformers' Mamba. The LSTM and xLSTM have folders of the same kind that only hgrnx
-reads.
+    import hgrnx.models.hub
+    model = transformers.AutoModelForCausalLM.from_pretrained("folder")
+
+A Transformer's folder is transformers' own and does not need it. An HGRN2's is flash-linear-attention's, which opens
+it on a GPU; the class here runs everywhere, and remembers a state of constant size. A Mamba's is transformers' own,
+but FLA takes its name for a class that needs a GPU; the one here does not, and trains on a CPU.
+
+Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+import contextlib
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hgrnx.config import ARCHITECTURES, ModelConfig
-from hgrnx.errors import UserError
-from hgrnx.models import empty_model
-from hgrnx.models.base import LanguageModel
-from hgrnx.models.hub_formats import FORMATS, FolderFormat
+from hgrnx.models.base import LanguageModel, State
+from hgrnx.models.folders import hub_model
 
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_HEAD = "lm_head.weight"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# FLA registers its own HGRN2 and Mamba when it is imported, and what comes last counts; on a CPU they would fail.
+with contextlib.suppress(ImportError):
+    import fla.models.hgrn2  # noqa: F401
 
 
-def save_folder(model: LanguageModel, folder: Path, tokenizer_dir: Path | None = None) -> None:
-    """Write ``model`` as a folder that :func:`load_folder` and the architecture's library read.
+class HGRN2HubConfig(PreTrainedConfig):
+    """An HGRN2's ``config.json``, with FLA's keys."""
 
-    ``vocab_size`` in config.json counts the padding rows of the stored matrices; ``hgrnx_vocab_size`` does not.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    special: dict[str, int] = {}
-    if tokenizer_dir is not None:
-        for name in _TOKENIZER_FILES:
-            if (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, folder / name)
-        special = _special_ids(tokenizer_dir)
-    form = FORMATS[model.config.architecture]
-    fields = model.config.model_dump(mode="json")
-    config = {
-        "architectures": [form.class_name],
-        "model_type": form.model_type,
-        "dtype": "float32",
-        **{name: fields[name] for name in form.keys},
-        **form.only,
-        **form.derived(model.config),
-        "vocab_size": model.padded_vocab_size,
-        "hgrnx_vocab_size": model.vocab_size,
-        **special,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    model_type = "hgrn2"
 
 
-def load_folder(folder: Path) -> LanguageModel:
-    """Read a model from a Hugging Face folder into float32 on the CPU.
+class MambaHubConfig(PreTrainedConfig):
+    """A Mamba's ``config.json``, with transformers' keys."""
 
-    Raises:
-        UserError: the folder, its config or its weights are missing, damaged or of another architecture; a tensor
-            is missing, extra or wrongly shaped.
-    """
-    path = folder / "config.json"
-    values = _read_json(path)
-    known = {form.model_type: name for name, form in FORMATS.items()}
-    architecture = known.get(str(values.get("model_type")))
-    if architecture is None:
-        can = ", ".join(f"'{name}'" for name in known)
-        raise UserError(f"{path}: model_type is {values.get('model_type')!r}; hgrnx can load {can}.")
-    form = FORMATS[architecture]
-    config = _read_config(architecture, form, values, path)
-    stored = values.get("vocab_size", 32000)
-    vocab_size = values.get("hgrnx_vocab_size", stored)
-    if not isinstance(vocab_size, int) or not isinstance(stored, int) or not 0 < vocab_size <= stored:
-        raise UserError(f"{path}: vocab_size={stored!r} and hgrnx_vocab_size={vocab_size!r} do not go together.")
-    tensors = _read_tensors(folder)
-    head = tensors.get(_HEAD)
-    if config.tie_word_embeddings and head is not None:
-        if not torch.equal(head, tensors.get(form.embedding, head)):
-            raise UserError(f"{path}: tie_word_embeddings is true, but {_HEAD} and {form.embedding} differ.")
-        del tensors[_HEAD]
-    model = empty_model(config, vocab_size).to_empty(device="cpu")
-    for name in (form.embedding, _HEAD):  # vocabularies that are not a multiple of 64
-        tensor = tensors.get(name)
-        if tensor is not None and tensor.ndim == 2 and len(tensor) == stored < model.padded_vocab_size:
-            tensors[name] = torch.cat([tensor, tensor.new_zeros(model.padded_vocab_size - stored, tensor.shape[1])])
-    assign_weights(model, tensors, str(folder))
-    return model
+    model_type = "mamba"
 
 
-def assign_weights(model: LanguageModel, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy ``tensors`` into ``model`` by name, whatever their precision.
+class LSTMHubConfig(PreTrainedConfig):
+    """An LSTM's ``config.json``, with the keys of :class:`hgrnx.config.LSTMConfig`."""
 
-    Raises:
-        UserError: a tensor is missing, extra, wrongly shaped or not finite; ``where`` says in which file or folder.
-    """
-    parameters = dict(model.named_parameters())
-    problems = [f"{name} is missing" for name in parameters.keys() - tensors.keys()]
-    problems += [f"{name} does not belong to this model" for name in tensors.keys() - parameters.keys()]
-    for name in parameters.keys() & tensors.keys():
-        wanted, given = tuple(parameters[name].shape), tuple(tensors[name].shape)
-        if wanted != given:
-            problems.append(f"{name} has shape {list(given)}, not {list(wanted)}")
-        elif not tensors[name].isfinite().all():
-            problems.append(f"{name} holds values that are not finite")
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise UserError(f"The weights in {where} do not fit the model: {'; '.join(sorted(problems)[:8])}{more}.")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+    model_type = "hgrnx-lstm"
 
 
-def _read_config(architecture: str, form: FolderFormat, values: dict[str, Any], path: Path) -> ModelConfig:
-    values = form.lift(values)
-    for key, only in form.only.items():
-        if values.get(key, only) != only:
-            raise UserError(
-                f"{path}: {key}={values[key]!r} is an option of {form.library} that hgrnx does not have ({only!r})."
-            )
-    fields = {name: values.get(name, default) for name, default in form.keys.items()}
-    try:
-        config = ARCHITECTURES[architecture].model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from None
-    for key, value in form.derived(config).items():
-        if values.get(key) not in (None, value):
-            raise UserError(
-                f"{path}: {key}={values[key]!r}, but the other settings make it {value!r}; hgrnx has no other."
-            )
-    return config  # type: ignore[return-value]
+class XLSTMHubConfig(PreTrainedConfig):
+    """An xLSTM's ``config.json``, with the keys of :class:`hgrnx.config.XLSTMConfig`."""
+
+    model_type = "hgrnx-xlstm"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is not a model folder: there is no {path.name}.") from None
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a JSON object.")
-    return values
+class StateCache:
+    """A model's state in the place where ``transformers`` expects keys and values."""
+
+    is_compileable = False
+
+    def __init__(self, state: State, seen_tokens: int) -> None:
+        self.state = state
+        self.seen_tokens = seen_tokens
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, which the size of the state does not depend on."""
+        return self.seen_tokens
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row b goes on from what row ``beam_idx[b]`` was (beam search)."""
+        self.state = self.state.select(beam_idx)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of ``model.safetensors``, or of the files that its index names."""
-    files = [folder / _WEIGHTS]
-    if not files[0].is_file() and (folder / _INDEX).is_file():
-        files = [folder / name for name in sorted(set(_read_json(folder / _INDEX).get("weight_map", {}).values()))]
-    if not files or not all(path.is_file() for path in files):
-        pickled = " Pickled weights (.bin, .pt) are not read: convert them to safetensors."
-        raise UserError(
-            f"{folder} lacks {next((path.name for path in files if not path.is_file()), _WEIGHTS)}."
-            + (pickled if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) else "")
-        )
-    tensors: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged: {error}.") from None
-    return tensors
+class HubModel(PreTrainedModel, GenerationMixin):
+    """Any :class:`LanguageModel` as ``transformers`` wants it; parameter names are the model's own."""
+
+    _is_stateful = True
+    _tied_weights_keys = None  # a tied head is no parameter of its own
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        model = hub_model(config.to_dict(), str(config.name_or_path or "config.json"))
+        for name, child in model.named_children():
+            self.add_module(name, child)
+        # Its parameters are here already, under its own names: it must not be a child as well.
+        object.__setattr__(self, "language_model", model)
+        self.language_model: LanguageModel
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Nothing: the folder has all weights."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the first call makes the cache
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: StateCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool | None = None,
+        **loss_arguments: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits [B, T, V] in float32 (of the last ``logits_to_keep`` tokens where it is not 0), and the cache.
+
+        Tokens with ``attention_mask`` 0 (padding on either side) leave the state as it is. ``labels`` are shifted
+        here, as everywhere in ``transformers``.
+        """
+        model = self.language_model
+        state = None if past_key_values is None else past_key_values.state
+        tokens = input_ids.shape[1]
+        mask_BT = None if attention_mask is None else attention_mask[:, -tokens:].bool()
+        if mask_BT is None or bool(mask_BT.all()):
+            hidden_BTD, state = model.rows(input_ids, None, state)
+        else:
+            # Models take padding at the end only: the valid tokens are moved to the front, and their results back.
+            order_BT = (~mask_BT).int().argsort(1, stable=True)
+            moved_BTD, state = model.rows(input_ids.gather(1, order_BT), mask_BT.sum(1), state)
+            hidden_BTD = torch.empty_like(moved_BTD)
+            hidden_BTD.scatter_(1, order_BT[..., None].expand_as(moved_BTD), moved_BTD)
+        head_VD = model.head_weight[: model.vocab_size]
+        logits_BTV = (hidden_BTD[:, -logits_to_keep:] @ head_VD.to(hidden_BTD.dtype).T).float()
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits_BTV, labels=labels, vocab_size=model.vocab_size, **loss_arguments)
+        cache = None
+        if use_cache or (use_cache is None and not self.training):
+            seen = 0 if past_key_values is None else past_key_values.seen_tokens
+            cache = StateCache(state, seen + tokens)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=cache)
+        return output.to_tuple() if return_dict is False else output
 
 
-def _special_ids(tokenizer_dir: Path) -> dict[str, int]:
-    """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as the tokenizer names them."""
-    path = tokenizer_dir / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    names = _read_json(path)
-    added = _read_json(tokenizer_dir / "tokenizer.json").get("added_tokens", [])
-    ids = {token["content"]: token["id"] for token in added}
-    found = {}
-    for kind in ("bos", "eos", "pad"):
-        token = names.get(f"{kind}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token in ids:
-            found[f"{kind}_token_id"] = ids[token]
-    return found
+class HGRN2HubModel(HubModel):
+    """HGRN2."""
+
+    config_class = HGRN2HubConfig
+
+
+class MambaHubModel(HubModel):
+    """Mamba."""
+
+    config_class = MambaHubConfig
+
+
+class LSTMHubModel(HubModel):
+    """LSTM."""
+
+    config_class = LSTMHubConfig
+
+
+class XLSTMHubModel(HubModel):
+    """xLSTM."""
+
+    config_class = XLSTMHubConfig
+
+
+for _model in (HGRN2HubModel, MambaHubModel, LSTMHubModel, XLSTMHubModel):
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(_model.config_class, _model, exist_ok=True)

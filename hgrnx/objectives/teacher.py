@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hgrnx.config import Recipe, load_recipe
 from hgrnx.errors import UserError
 from hgrnx.models import LanguageModel, empty_model
-from hgrnx.models.hub import assign_weights, load_folder
+from hgrnx.models.folders import assign_weights, load_folder
 from hgrnx.ops import TeacherSignal
 
 

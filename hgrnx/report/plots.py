@@ -136,7 +136,9 @@ def draw_bars(names: Sequence[str], panels: Mapping[str, Sequence[float]], out: 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(2.2 + 3.9 * len(panels), 1.5 + 0.36 * len(names)), layout="constrained")
         figure.suptitle(title)
-        for axes, (quantity, values) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items()):
+        for axes, (quantity, values) in zip(
+            figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items()
+        ):
             bars = axes.barh(range(len(names)), values, 0.7, color=_COLOURS[: len(names)])
             axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3)
             axes.set(xlabel=quantity, xlim=(0, 1.25 * max(values)))

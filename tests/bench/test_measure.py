@@ -21,7 +21,7 @@ def test_slower_steps_come_out_slower() -> None:
         rounds=3,
     )
     assert (fast.name, slow.name) == ("fast", "slow")
-    assert 0.02 <= slow.seconds and 0.002 <= fast.seconds < slow.seconds
+    assert slow.seconds >= 0.02 and 0.002 <= fast.seconds < slow.seconds
     assert slow.tokens_per_second == pytest.approx(10 / slow.seconds)
     assert fast.share_of_peak is None and len(fast.rounds) == 3
 

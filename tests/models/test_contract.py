@@ -12,8 +12,8 @@ from torch import Tensor
 from hgrnx.config import ModelConfig
 from hgrnx.models import LanguageModel, build_model, empty_model
 from hgrnx.models.base import State
+from hgrnx.models.folders import load_folder, save_folder
 from hgrnx.models.generation import generate
-from hgrnx.models.hub import load_folder, save_folder
 from hgrnx.objectives import Distillation, LiveTeacher, ObjectiveModule
 from hgrnx.training.optim import parameter_groups
 

@@ -8,7 +8,7 @@ from architectures import VOCAB, lively, tokens
 
 from hgrnx.config import MambaConfig
 from hgrnx.models import build_model
-from hgrnx.models.hub import load_folder, save_folder
+from hgrnx.models.folders import load_folder, save_folder
 from hgrnx.models.mamba import Mamba, MambaState
 
 CONFIG = MambaConfig(

@@ -7,7 +7,7 @@ import torch
 from architectures import VOCAB, lively, tokens
 
 from hgrnx.config import TransformerConfig
-from hgrnx.models.hub import load_folder, save_folder
+from hgrnx.models.folders import load_folder, save_folder
 from hgrnx.models.transformer import TransformerState
 
 CONFIG = TransformerConfig(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from hgrnx.config import HGRN2Config, Recipe, to_yaml
 from hgrnx.errors import UserError
 from hgrnx.models import LanguageModel, build_model
-from hgrnx.models.hub import save_folder
+from hgrnx.models.folders import save_folder
 from hgrnx.objectives import LiveTeacher, load_teachers
 
 VOCAB = 90
