@@ -12,7 +12,7 @@ COPY hgrnx ./hgrnx
 RUN /opt/hgrnx/bin/pip install -c constraints.txt .
 
 FROM python:3.11-slim-bookworm
-# DeepSpeed and Triton compile small extensions at first use, against Python's headers in this image.
+# DeepSpeed, Triton and the CPU kernel compile small extensions at first use, against Python's headers in this image.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 hgrnx && mkdir /hgrnx && chown hgrnx /hgrnx
 COPY --from=build /opt/hgrnx /opt/hgrnx

@@ -1,4 +1,4 @@
-"""The gated linear recurrence on CPU: chunked, recomputing, with a backward written by hand.
+"""The gated linear recurrence in plain torch: chunked, recomputing, with a backward written by hand.
 
 Shapes: B batch, T time, H heads, K keys, V values per head. Inside, the work is cut into slabs that fit
 a core's cache; in a slab R is its (sequence, head) pairs, N chunks of one pair, M = R N chunks in all, C tokens

@@ -26,7 +26,7 @@ def fla_recurrence(
         ValueError: the tensors are not on a GPU, or flash-linear-attention is not installed.
     """
     if not q_BTHK.is_cuda:
-        raise ValueError(f"impl='fla' needs tensors on a GPU, and q is on {q_BTHK.device}; use impl='chunked'")
+        raise ValueError(f"impl='fla' needs tensors on a GPU, and q is on {q_BTHK.device}; impl=None fits all")
     try:
         from fla.ops.gla import chunk_gla
     except ImportError as error:

@@ -14,8 +14,10 @@
 // (gates with ones).
 #pragma once
 
-#include <ATen/cpu/vec/functional_base.h>
+// This order: with AVX2 ATen's headers include each other.
 #include <ATen/cpu/vec/vec.h>
+
+#include <ATen/cpu/vec/functional_base.h>
 
 #include <cstdint>
 #include <type_traits>
