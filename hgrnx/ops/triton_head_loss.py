@@ -117,14 +117,14 @@ def _block(entries: int) -> int:
 
 @triton.jit
 def _logits(ptr, columns, vocab, scale):
-    """A block of logits in float32, softened; minus infinity beyond the vocabulary."""
-    return tl.load(ptr + columns, mask=columns < vocab, other=-float("inf")).to(tl.float32) * scale
+    """A block of logits in float32, softened; next to minus infinity, but finite, beyond the vocabulary."""
+    return tl.load(ptr + columns, mask=columns < vocab, other=-1e30).to(tl.float32) * scale
 
 
 @triton.jit
-def _difference(of, minus, inside):
+def _difference(of, minus):
     """Kept finite where a teacher's logit is minus infinity: times a probability of 0 it is then 0."""
-    return tl.where(inside, tl.minimum(tl.maximum(of - minus, -1e30), 1e30), 0.0)
+    return tl.minimum(tl.maximum(of - minus, -1e30), 1e30)
 
 
 @triton.jit
@@ -211,9 +211,9 @@ def _losses(
             teacher_fade = tl.exp(teacher_top - new_teacher_top)
             teacher_total = teacher_total * teacher_fade + tl.sum(teacher_exp, 0)
             if REVERSE:
-                weighted = weighted * soft_fade + tl.sum(soft_exp * _difference(softened, t, columns < vocab), 0)
+                weighted = weighted * soft_fade + tl.sum(soft_exp * _difference(softened, t), 0)
             else:
-                weighted = weighted * teacher_fade + tl.sum(teacher_exp * _difference(t, softened, columns < vocab), 0)
+                weighted = weighted * teacher_fade + tl.sum(teacher_exp * _difference(t, softened), 0)
             teacher_top = new_teacher_top
         top = new_top
 
@@ -234,12 +234,12 @@ def _losses(
         entry = tl.arange(0, BLOCK_K)
         stored = entry < k
         ids = tl.load(ids_ptr + row * k + entry, mask=stored, other=0)
-        t = tl.load(log_probs_ptr + row * k + entry, mask=stored, other=-float("inf")).to(tl.float32) * scale
+        t = tl.load(log_probs_ptr + row * k + entry, mask=stored, other=-1e30).to(tl.float32) * scale
         picked = tl.load(logits_ptr + ids, mask=stored, other=0.0).to(tl.float32)
         t -= tl.max(t, 0)
         t -= tl.log(tl.sum(tl.exp(t), 0))
         t_prob = tl.exp(t)
-        kl = tl.sum(t_prob * _difference(t, picked * scale, stored), 0) + soft_log_total
+        kl = tl.sum(t_prob * _difference(t, picked * scale), 0) + soft_log_total
     tl.store(ce_ptr + row, tl.where(valid, ce, 0.0))
     tl.store(kl_ptr + row, tl.where(valid, kl, 0.0))
     if not WANTS_GRAD:
@@ -259,7 +259,7 @@ def _losses(
             if TEACHER == "logits":
                 t = _logits(teacher_ptr, columns, vocab, teacher_scale)
                 if REVERSE:
-                    log_ratio = _difference(z * scale, t, columns < vocab) + (teacher_log_total - soft_log_total)
+                    log_ratio = _difference(z * scale, t) + (teacher_log_total - soft_log_total)
                     grad += soft * soft_prob * (log_ratio - kl)
                 else:
                     grad += soft * (soft_prob - tl.exp(t - teacher_log_total))
@@ -272,4 +272,4 @@ def _losses(
         tl.debug_barrier()
         grad = hard * (tl.exp(picked - log_total) - tl.where(ids == target, 1.0, 0.0))
         grad += soft * (tl.exp(picked * scale - soft_log_total) - t_prob)
-        tl.store(logits_ptr + ids, grad.to(logits_ptr.dtype.element_ty), mask=stored & valid)
+        tl.store(logits_ptr + ids, grad.to(logits_ptr.dtype.element_ty), mask=entry < tl.where(valid, k, 0))

@@ -52,7 +52,7 @@ def errors(
     return tuple(((x.double().cpu() - true).norm() / true.norm().clamp_min(1e-30)).item() for x, true in pairs)  # type: ignore[return-value]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     N=st.integers(1, 20),
     vocab=st.integers(2, 64),

@@ -42,7 +42,7 @@ def error(
 SIZES = st.integers(1, 40)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     B=st.integers(1, 2),
     T=st.one_of(st.integers(1, 4), st.integers(5, 200)),
@@ -68,7 +68,7 @@ def test_is_accurate_at_extreme_gates(gates: str) -> None:
     assert max(error(make_inputs((1, 107, 2, 36, 33), gates)).values()) < 2e-6
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.one_of(st.integers(1, 5), st.integers(6, 130)), min_size=1, max_size=5),
     gates=st.sampled_from(GATES),
