@@ -27,9 +27,10 @@ ALLOWED = {
     "training": BASE | {"ops", "models", "objectives", "data", "evaluation", "tracking"},
     "report": BASE,
     "bench": BASE | {"ops", "models", "objectives", "training", "tracking", "report"},
+    "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking"},
     "runs": BASE | {"models", "training"},
     "launch": BASE | {"models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
-    "cli": BASE | {"models", "data", "tracking", "report", "runs", "launch", "bench"},
+    "cli": BASE | {"models", "data", "tracking", "report", "runs", "launch", "bench", "doctor"},
 }
 # Third-party packages with one owner.
 OWNERS = {

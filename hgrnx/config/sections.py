@@ -88,6 +88,8 @@ class LaunchConfig(Section):
     """CPU cores, and threads, of each worker."""
     micro_batch_size: int | None = Field(default=None, gt=0)
     """Sequences that go through the model at once; the rest of a worker's share is accumulated. All when absent."""
+    activation_checkpointing: bool = False
+    """Compute every layer again in the backward instead of keeping its activations: less memory, more time."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     """``deepspeed`` (ZeRO) or plain ``torch`` (DistributedDataParallel)."""
     zero_stage: Literal[0, 1, 2, 3] = 2

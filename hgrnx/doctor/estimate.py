@@ -26,6 +26,7 @@ from hgrnx.objectives import Distillation, LiveTeacher, NextToken, ObjectiveModu
 from hgrnx.objectives.base import Objective
 from hgrnx.ops.cpu import keep_freed_memory
 from hgrnx.training.engine import build_engine
+from hgrnx.training.recompute import recompute_layers
 from hgrnx.training.run import peak_memory_mb
 
 _STEPS = 3
@@ -131,7 +132,10 @@ def _try_steps(content: dict[str, Any], teachers: list[ModelConfig], vocab_size:
         models = [build_model(config, vocab_size, seed=seed) for seed, config in enumerate(teachers, start=1)]
         teacher = LiveTeacher(models, "cuda" if launch.use_gpu else "cpu", training.precision)
         objective = Distillation(teacher, recipe.distill.weight, recipe.distill.temperature)
-    engine = build_engine(ObjectiveModule(build_model(recipe.model, vocab_size), objective), training, launch)
+    model = build_model(recipe.model, vocab_size)
+    if launch.activation_checkpointing:
+        recompute_layers(model)
+    engine = build_engine(ObjectiveModule(model, objective), training, launch)
     tokens_BT = torch.randint(0, vocab_size, (micro, training.seq_len + 1), device=engine.device)
     times = []
     for _ in range(1 + _STEPS):

@@ -31,6 +31,7 @@ from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_
 from hgrnx.training.engine import build_engine, choose_device
 from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, ProgressHook
 from hgrnx.training.loop import Period, train
+from hgrnx.training.recompute import recompute_layers
 
 
 class Listener(Protocol):
@@ -60,14 +61,11 @@ def run_training(
     torch.manual_seed(recipe.seed)
     if not recipe.launch.use_gpu:
         keep_freed_memory()
-    engine = build_engine(
-        ObjectiveModule(
-            build_model(recipe.model, dataset.vocab_size, seed=recipe.seed),
-            build_objective(recipe, dataset, run_dir.parent),
-        ),
-        recipe.training,
-        recipe.launch,
-    )
+    model = build_model(recipe.model, dataset.vocab_size, seed=recipe.seed)
+    if recipe.launch.activation_checkpointing:
+        recompute_layers(model)
+    objective = build_objective(recipe, dataset, run_dir.parent)
+    engine = build_engine(ObjectiveModule(model, objective), recipe.training, recipe.launch)
     loader = TrainLoader(
         dataset, recipe.training.seq_len, recipe.training.batch_size, recipe.seed, rank=rank, world_size=world
     )
