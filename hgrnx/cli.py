@@ -141,15 +141,19 @@ def export_run(
     folder: Annotated[Path, typer.Argument(help="New folder for config.json, safetensors and tokenizer.")],
     home: Home = None,
 ) -> None:
-    """Write a Hugging Face folder with flash-linear-attention's names, which FLA opens on a GPU."""
+    """Write a Hugging Face folder with a model card, which transformers (and for HGRN2 FLA, on a GPU) opens."""
     from hgrnx.models.folders import save_folder
     from hgrnx.paths import resolve_places
+    from hgrnx.report.card import model_card
     from hgrnx.runs import open_model
 
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty. Give a new folder.")
     opened = open_model(run, resolve_places(home))
     save_folder(opened.model, folder, opened.tokenizer_dir)
+    if (opened.folder / "result.json").is_file():
+        card = model_card(opened.folder, opened.model.config.architecture, folder.name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     print(folder.resolve())
 
 

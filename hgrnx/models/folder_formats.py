@@ -31,6 +31,9 @@ class FolderFormat:
     """Further keys, which follow from the config; a folder that says otherwise is refused."""
     lift: Callable[[JSON], JSON] = lambda values: values
     """From what the library may write to ``keys``."""
+    hub_class: str | None = None
+    """Class of :mod:`hgrnx.models.hub` that a folder names for ``trust_remote_code``; None where transformers itself
+    has one that works everywhere."""
 
 
 def _hgrn2_derived(config: HGRN2Config) -> JSON:
@@ -77,7 +80,9 @@ def _mamba_lift(values: JSON) -> JSON:
 def _own(architecture: str, class_name: str) -> FolderFormat:
     """No library has these weights: all config fields, under their own names."""
     fields = ARCHITECTURES[architecture]().model_dump(mode="json", exclude={"architecture"})
-    return FolderFormat("hgrnx", f"hgrnx-{architecture}", class_name, fields, "embedding.weight")
+    return FolderFormat(
+        "hgrnx", f"hgrnx-{architecture}", class_name, fields, "embedding.weight", hub_class=f"{class_name}Hub"
+    )
 
 
 FORMATS: dict[str, FolderFormat] = {
@@ -105,6 +110,7 @@ FORMATS: dict[str, FolderFormat] = {
         },
         derived=_hgrn2_derived,
         lift=_hgrn2_lift,
+        hub_class="HGRN2Hub",
     ),
     "transformer": FolderFormat(
         library="transformers",

@@ -28,6 +28,7 @@ from hgrnx.models.folder_formats import FORMATS, FolderFormat
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
+_REMOTE_CODE = "modeling_hgrnx"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -55,6 +56,15 @@ def save_folder(model: LanguageModel, folder: Path, tokenizer_dir: Path | None =
         "vocab_size": model.vocab_size,
         **special,
     }
+    if form.hub_class is not None:
+        names = [f"{form.hub_class}Config", f"{form.hub_class}Model"]
+        (folder / f"{_REMOTE_CODE}.py").write_text(
+            "# For transformers with trust_remote_code=True; needs the package hgrnx.\n"
+            f"from hgrnx.models.hub import {', '.join(names)}  # noqa: F401\n",
+            encoding="utf-8",
+        )
+        auto_classes = ("AutoConfig", "AutoModelForCausalLM")
+        config["auto_map"] = {auto: f"{_REMOTE_CODE}.{name}" for auto, name in zip(auto_classes, names, strict=True)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
     for name in tensors.keys() & {form.embedding, _HEAD}:

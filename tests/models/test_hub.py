@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,4 +117,18 @@ def test_fla_may_be_imported_before_or_after(order: str, tmp_path: Path) -> None
         "print(type(m).__module__, m(torch.zeros(1, 3, dtype=torch.long)).logits.shape[-1])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["hgrnx.models.hub", str(VOCAB)], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("architecture", ["hgrn2", "xlstm"])
+def test_a_program_that_does_not_know_hgrnx_opens_the_folder(architecture: str, tmp_path: Path) -> None:
+    """With ``trust_remote_code``, as the stock commands of lm-eval and others have it."""
+    save_folder(lively(CONFIGS[architecture]), tmp_path / "model")
+    code = (
+        "import torch, transformers;"
+        f"m = transformers.AutoModelForCausalLM.from_pretrained({str(tmp_path / 'model')!r}, trust_remote_code=True);"
+        "print(type(m).__module__, m(torch.zeros(1, 3, dtype=torch.long)).logits.shape[-1])"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.stdout.split() == ["hgrnx.models.hub", str(VOCAB)], done.stderr[-2000:]

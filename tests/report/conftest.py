@@ -58,7 +58,7 @@ def make_run(
     folder.mkdir(parents=True)
     recipe = Recipe(name="some-run", data=DataConfig(), evaluation=EvaluationConfig(minimal_pairs=minimal_pairs))
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
-    (folder / "environment.json").write_text(json.dumps({"data_hash": data_hash}))
+    (folder / "environment.json").write_text(json.dumps({"data_hash": data_hash, "versions": {"hgrnx": "0.1"}}))
     facts = {
         "words": 1_200_000,
         "seconds": 754.2,
