@@ -61,39 +61,6 @@ void store(const T* from, int64_t padded_width, int64_t begin, int64_t end, cons
   });
 }
 
-// Rows to be read or written soon, fetched into the second-level cache a few at a time while others are computed
-// with. The processor does not foresee them: the rows of one head lie a token's width apart.
-class Ahead {
- public:
-  void add(const Array& array, const Span& at, int64_t width) {
-    with_elements(array, at, [&](auto* data) {
-      const int64_t size = sizeof(*data);
-      rows_[arrays_++] = {reinterpret_cast<const char*>(data), array.token_stride * size, width * size, at.count};
-    });
-    left_ += at.count;
-  }
-
-  // From now on every call of step() does its share of `calls`.
-  void spread(int64_t calls) { share_ = (left_ + calls - 1) / calls; }
-
-  void step() {
-    for (int64_t i = std::min(share_, left_); i > 0; --i, --left_) {
-      Rows& rows = rows_[current_];
-      for (int64_t byte = 0; byte < rows.bytes; byte += 64) __builtin_prefetch(rows.next + byte, 0, 2);
-      rows.next += rows.stride;
-      if (--rows.count == 0) ++current_;
-    }
-  }
-
- private:
-  struct Rows {
-    const char* next;
-    int64_t stride, bytes, count;
-  };
-  Rows rows_[9];
-  int64_t arrays_ = 0, current_ = 0, left_ = 0, share_ = 0;
-};
-
 // Memory that stays with its thread: fresh pages at every call would cost more than small calls take.
 template <typename T>
 class Buffer {

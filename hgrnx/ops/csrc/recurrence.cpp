@@ -5,9 +5,9 @@
 // A task is one sequence and head (or, where those are fewer than threads, some of its columns). It goes through
 // time in chunks, whose rows it copies into buffers of its own, and in a chunk through slices of the state of L
 // columns, which stay in the first-level cache: L values of all keys, [K, L], for the outputs and the gradients of
-// v; L keys of all values, [V, L], for the gradients of q, k and log f. So sums over the other dimension are sums
-// of rows, and none over the lanes of a vector. The backward goes through time twice: forwards to
-// keep the state before every chunk, then backwards.
+// v; L keys of all values, [V, L], for the gradients of q, k and log f. So sums over the other dimension are
+// sums of rows, and none over the lanes of a vector. The backward goes through time twice: forwards to keep the
+// state before every chunk, then backwards.
 #include <ATen/Parallel.h>
 
 #include <atomic>
@@ -158,13 +158,6 @@ struct Walk {
   }
   void load_queries(const Span& at) { load(problem.q, at, problem.K, q, blocks(at) * P, keys); }
 
-  void add_inputs(Ahead& ahead, const Span& at, bool queries) const {
-    ahead.add(problem.k, at, problem.K);
-    ahead.add(problem.log_f, at, problem.K);
-    ahead.add(problem.v, at, problem.V);
-    if (queries) ahead.add(problem.q, at, problem.K);
-  }
-
   void prepare_writes(int64_t b) {
     const int64_t row = b * P * keys;
     gates_and_writes<T>(f + row, k + row, k_out + row, decay + b * keys, carry, keys);
@@ -186,7 +179,6 @@ void forward_task(const Problem& problem, const Task& task, void* initial, const
   Walk<T> walk(problem, task);
   const int64_t K = problem.K, V = problem.V, keys = walk.keys, values = walk.values;
   const int64_t begin = task.begin(walk.value_slices), end = task.end(walk.value_slices);
-  if (begin == end) return;  // more parts than slices
   T* const states = walk.w.values_state.get(walk.value_slices * K * L<T>);
   T* const o = walk.w.o.get(walk.C * values);
   const T* const first = initial == nullptr ? nullptr : task.state<T>(problem, initial);
@@ -201,13 +193,8 @@ void forward_task(const Problem& problem, const Task& task, void* initial, const
       walk.prepare_writes(b);
       walk.prepare_reads(b);
     }
-    Ahead ahead;
-    ahead.add(outputs, at, V);
-    if (c + 1 < walk.chunks) walk.add_inputs(ahead, walk.chunk(c + 1), true);
-    ahead.spread((end - begin) * blocks);
     for (int64_t i = begin; i < end; ++i)
       for (int64_t b = 0; b < blocks; ++b) {
-        ahead.step();
         const int64_t row = b * P * keys, column = b * P * values + i * L<T>;
         scan_block<T, false>(states + i * K * L<T>, K, walk.decay + b * keys, walk.q_in + row, walk.k_out + row, keys,
                              walk.scores + b * P * P, walk.v + column, o + column, values);
@@ -226,7 +213,6 @@ void backward_task(const Problem& problem, const Task& task, void* initial, cons
   const int64_t K = problem.K, V = problem.V, C = walk.C, keys = walk.keys, values = walk.values;
   const int64_t first_values = task.begin(walk.value_slices), last_values = task.end(walk.value_slices);
   const int64_t first_keys = task.begin(walk.key_slices), last_keys = task.end(walk.key_slices);
-  if (first_values == last_values && first_keys == last_keys) return;
   const int64_t slice = V * L<T>, all_slices = walk.key_slices * slice;
 
   // Transposed states before every chunk, [chunks, key slices, V, L].
@@ -236,16 +222,11 @@ void backward_task(const Problem& problem, const Task& task, void* initial, cons
   for (int64_t c = 0; c + 1 < walk.chunks && first_keys < last_keys; ++c) {
     const Span at = walk.chunk(c);
     walk.load_keys_and_values(at);
-    const int64_t blocks = walk.blocks(at);
-    for (int64_t b = 0; b < blocks; ++b) walk.prepare_writes(b);
-    Ahead ahead;
-    walk.add_inputs(ahead, walk.chunk(c + 1), false);
-    ahead.spread((last_keys - first_keys) * blocks);
+    for (int64_t b = 0; b < walk.blocks(at); ++b) walk.prepare_writes(b);
     for (int64_t i = first_keys; i < last_keys; ++i) {
       const T* before = chunk_states + c * all_slices + i * slice;
       T* const after = chunk_states + (c + 1) * all_slices + i * slice;
-      for (int64_t b = 0; b < blocks; ++b) {
-        ahead.step();
+      for (int64_t b = 0; b < walk.blocks(at); ++b) {
         const int64_t column = b * P * keys + i * L<T>;
         advance_block<T>(before, after, V, walk.decay + b * keys + i * L<T>, walk.k_out + column, keys,
                          walk.v + b * P * values, values);
@@ -280,19 +261,8 @@ void backward_task(const Problem& problem, const Task& task, void* initial, cons
       walk.prepare_reads(b);
       value_scores<T>(d_o + b * P * values, walk.v + b * P * values, value_products + b * P * P, values);
     }
-    Ahead ahead;
-    ahead.add(grads.dv, at, V);
-    ahead.add(grads.dq, at, K);
-    ahead.add(grads.dk, at, K);
-    ahead.add(grads.dlog_f, at, K);
-    if (c > 0) {
-      ahead.add(grads.d_o, walk.chunk(c - 1), V);
-      walk.add_inputs(ahead, walk.chunk(c - 1), true);
-    }
-    ahead.spread((last_values - first_values + last_keys - first_keys) * blocks);
     for (int64_t i = first_values; i < last_values; ++i)
       for (int64_t b = blocks - 1; b >= 0; --b) {
-        ahead.step();
         const int64_t row = b * P * keys, column = b * P * values + i * L<T>;
         scan_block<T, true>(d_values_state + i * K * L<T>, K, walk.decay + b * keys, walk.k_out + row,
                             walk.q_in + row, keys, walk.scores + b * P * P, d_o + column, dv + column, values);
@@ -309,7 +279,6 @@ void backward_task(const Problem& problem, const Task& task, void* initial, cons
         before = after;
       }
       for (int64_t b = blocks - 1; b >= 0; --b) {
-        ahead.step();
         const int64_t column = b * P * keys + i * L<T>;
         const T* const state = b > 0 ? block_states + b * slice : chunk_states + c * all_slices + i * slice;
         const KeyRows<T> rows{walk.q + column,    walk.k + column,
