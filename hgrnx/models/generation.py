@@ -1,4 +1,4 @@
-"""Text from a model, one token at a time, in constant memory: the state, not a cache of the text.
+"""Text from a model, one token at a time, from its state: constant memory for all architectures but the Transformer.
 
 Shapes: V vocabulary.
 """

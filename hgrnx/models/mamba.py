@@ -166,6 +166,7 @@ class Mamba(LanguageModel):
         """Embedding and head N(0, ``initializer_range``), norms 1, mixers as their authors do."""
         self._initialize_common(generator, self.config.initializer_range)
         for layer in self.backbone.layers:
+            assert isinstance(layer, MambaBlock)
             layer.mixer.initialize(generator, len(self.backbone.layers))
 
     def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, MambaState]:

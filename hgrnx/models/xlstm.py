@@ -121,10 +121,10 @@ class MLSTMLayer(nn.Module):
         mixed_BTC = F.silu(mixed_BTC)
         qkv = (self.q_proj(mixed_BTC), self.k_proj(mixed_BTC), self.v_proj(x_BTC))
         together_BTE = torch.cat(qkv, -1)
-        gates_BHT = (gate(together_BTE).transpose(1, 2) for gate in (self.igate, self.fgate))
-        qkv_BHTK = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)
+        i_BHT, f_BHT = (gate(together_BTE).transpose(1, 2) for gate in (self.igate, self.fgate))
+        q_BHTK, k_BHTK, v_BHTK = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)
         memory = None if state is None else MLSTMMemory(*state.memory)
-        o_BHTK, memory = mlstm(*qkv_BHTK, *gates_BHT, memory, padding_BT)
+        o_BHTK, memory = mlstm(q_BHTK, k_BHTK, v_BHTK, i_BHT, f_BHT, memory, padding_BT)
         o_BTC = self.outnorm(o_BHTK.transpose(1, 2)) + self.learnable_skip * mixed_BTC
         return self.proj_down(o_BTC * F.silu(gate_BTC)), BlockState(inputs_BPC, memory)
 
@@ -252,6 +252,7 @@ class XLSTM(LanguageModel):
         gates as their layers say."""
         self._initialize_common(generator, small_spread(self.config))
         for place, block in enumerate(self.blocks):
+            assert isinstance(block, (MLSTMBlock, SLSTMBlock))
             block.initialize(generator, self.config, place)
 
     def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, XLSTMState]:
@@ -269,10 +270,14 @@ class XLSTM(LanguageModel):
         like = torch.zeros((), device=device if device is not None else self.head_weight.device)
         blocks = []
         for place in range(self.config.num_hidden_layers):
-            if place in self.config.slstm_at:
-                channels, memory = size, empty_slstm_memory(batch_size, heads, size // heads, like)
-            else:
-                channels, memory = 2 * size, empty_mlstm_memory(batch_size, heads, *(2 * size // heads,) * 2, like)
+            scalar = place in self.config.slstm_at
+            channels = size if scalar else 2 * size
+            units = channels // heads
+            memory: MLSTMMemory | SLSTMMemory = (
+                empty_slstm_memory(batch_size, heads, units, like)
+                if scalar
+                else empty_mlstm_memory(batch_size, heads, units, units, like)
+            )
             blocks.append(BlockState(like.new_zeros(batch_size, _KERNEL - 1, channels), memory))
         return XLSTMState(tuple(blocks))
 
