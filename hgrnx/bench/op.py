@@ -24,18 +24,18 @@ def op_cases(
     shape = (batch, time, heads, head_size)
     q, k, v, grad_o, z = (torch.randn(shape, generator=generator).to(device) for _ in range(5))
     log_f = F.logsigmoid(z + 3.0)
-    inputs = [x.to(dtype).requires_grad_() for x in (q, k.sigmoid() * 0.1, v)]
-    inputs.append(log_f.requires_grad_())
+    q, k, v = (x.to(dtype).requires_grad_() for x in (q, k.sigmoid() * 0.1, v))
+    inputs = (q, k, v, log_f.requires_grad_())
     grad_o = grad_o.to(dtype)
 
     def step_of(impl: str) -> Case:
         def step() -> object:
-            o, _ = gated_linear_recurrence(*inputs, impl=impl)  # type: ignore[misc]
+            o, _ = gated_linear_recurrence(q, k, v, log_f, impl=impl)
             return torch.autograd.grad(o, inputs, grad_o)
 
         return Case(impl, step, tokens=batch * time, dtype=dtype)
 
-    cases = [step_of(impl) for impl in available_implementations(device)]
+    cases = [step_of(impl) for impl in available_implementations(device.type)]
     threads = torch.get_num_threads()
     if device.type == "cpu" and threads > 1:
         reference = next(case for case in cases if case.name == "reference")

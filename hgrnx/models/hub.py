@@ -117,7 +117,7 @@ class HubModel(PreTrainedModel, GenerationMixin):
             hidden_BTD, state = model.rows(input_ids, None, state)
         else:
             # Models take padding at the end only: the valid tokens are moved to the front, and their results back.
-            order_BT = (~mask_BT).int().argsort(1, stable=True)
+            order_BT = (~mask_BT).int().argsort(dim=1, stable=True)
             moved_BTD, state = model.rows(input_ids.gather(1, order_BT), mask_BT.sum(1), state)
             hidden_BTD = torch.empty_like(moved_BTD)
             hidden_BTD.scatter_(1, order_BT[..., None].expand_as(moved_BTD), moved_BTD)

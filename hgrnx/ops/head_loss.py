@@ -252,7 +252,7 @@ def _gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if weight_wanted:
             grad_weight = (unit_weight * grad_loss).to(ctx.weight_dtype)
     # torch wants an empty list back for an empty one, and None for a list of numbers.
-    models = ([None] * ctx.models, [None] * ctx.models, None if ctx.models else [])
+    models: tuple[Any, ...] = ([None] * ctx.models, [None] * ctx.models, None if ctx.models else [])
     return grad_hidden, grad_weight, None, *models, *[None] * 13
 
 
