@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import torch
 from torch import Tensor
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether the package triton is installed."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def use_triton(op: str, impl: str | None, x: Tensor) -> bool:
@@ -17,9 +22,9 @@ def use_triton(op: str, impl: str | None, x: Tensor) -> bool:
         ValueError: ``impl`` is neither None, "torch" nor "triton", or asks for what is not installed.
     """
     if impl is None:
-        return HAS_TRITON and x.is_cuda and x.dtype != torch.float64
+        return x.is_cuda and x.dtype != torch.float64 and has_triton()
     if impl not in ("torch", "triton"):
         raise ValueError(f"{op}: impl='{impl}' is neither 'torch' nor 'triton'")
-    if impl == "triton" and not HAS_TRITON:
+    if impl == "triton" and not has_triton():
         raise ValueError(f"{op}: impl='triton' needs the package triton")
     return impl == "triton"
