@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hgrnx.config import (
@@ -142,6 +142,7 @@ def test_overrides_are_typed_and_do_not_touch_anchored_twins() -> None:
     assert recipe.training.learning_rate == 1e-3 and recipe.distill.temperature == 3
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine it is the machine
 @given(
     st.builds(
         Recipe,

@@ -31,7 +31,8 @@ def test_it_is_transformers_mamba(tmp_path: Path, tie: bool) -> None:
     parameters = dict(theirs.named_parameters())
     assert parameters.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
-        error = (parameter.grad - parameters[name].grad).norm() / parameters[name].grad.norm()
+        wanted = parameters[name].grad  # its vocabulary has no padding
+        error = (parameter.grad[: len(wanted)] - wanted).norm() / wanted.norm()
         assert error < 1e-4, (name, error)
     with torch.no_grad():
         for parameter in theirs.parameters():

@@ -30,7 +30,8 @@ def test_it_is_transformers_llama(tmp_path: Path, tie: bool) -> None:
     theirs = dict(llama.named_parameters())
     assert theirs.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
-        error = (parameter.grad - theirs[name].grad).norm() / theirs[name].grad.norm()
+        wanted = theirs[name].grad  # its vocabulary has no padding
+        error = (parameter.grad[: len(wanted)] - wanted).norm() / wanted.norm()
         assert error < 1e-4, (name, error)
     with torch.no_grad():
         for parameter in llama.parameters():
