@@ -215,8 +215,9 @@ def _keep_arguments(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[T
 
 
 def _gradients(ctx: Any, d_o: Tensor, d_final_state: Tensor) -> tuple[Tensor | None, ...]:
-    *grads, d_initial = _backward(d_o, d_final_state, *ctx.saved_tensors)
-    return *grads, (None if ctx.saved_tensors[4] is None else d_initial), None
+    inputs = ctx.saved_tensors  # once: activation checkpointing hands them out a single time
+    *grads, d_initial = _backward(d_o, d_final_state, *inputs)
+    return *grads, (None if inputs[4] is None else d_initial), None
 
 
 _forward.register_autograd(_gradients, setup_context=_keep_arguments)

@@ -595,8 +595,9 @@ def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Ten
 
 
 def _gradients_of_inputs(ctx: Any, do: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
-    initial_state = ctx.saved_tensors[4]
-    *grads, d_initial = _recurrence_backward(*ctx.saved_tensors, do, d_final)
+    inputs = ctx.saved_tensors  # once: activation checkpointing hands them out a single time
+    initial_state = inputs[4]
+    *grads, d_initial = _recurrence_backward(*inputs, do, d_final)
     return (*grads, None if initial_state is None else d_initial.to(initial_state.dtype), None)
 
 
