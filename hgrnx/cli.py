@@ -154,6 +154,8 @@ def export_run(
     if (opened.folder / "result.json").is_file():
         card = model_card(opened.folder, opened.model.config.architecture, folder.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
+    else:
+        print(f"{opened.folder.name} is not a finished run: the folder has no model card.", file=sys.stderr)
     print(folder.resolve())
 
 

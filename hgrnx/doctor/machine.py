@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hgrnx.ops import implementation_notes
+from hgrnx.ops import implementation_note
 from hgrnx.ops.cpu import guard_bf16_products
 from hgrnx.paths import Places
 from hgrnx.tracking.environment import describe_environment
@@ -34,13 +34,17 @@ def machine_facts(places: Places) -> dict[str, str]:
         "CPU products": ", ".join(f"{name} {speed / 1e9:,.0f} GFLOP/s" for name, speed in speeds.items())
         + f" ({torch.get_num_threads()} threads): training.precision={fastest} is faster"
         + ("; AMX is announced but unusable here, and not used" if amx_hidden else ""),
-        **{f"recurrence on {device}": note for device, note in implementation_notes().items()},
+        **{f"recurrence on {device}": implementation_note(device) for device in _devices()},
         "packages": ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items()),
         "runs": _place(places.runs),
         "data": _place(places.data),
         "MLflow": places.mlflow_uri,
     }
     return rows
+
+
+def _devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def product_speed(dtype: torch.dtype, device: str = "cpu") -> float:

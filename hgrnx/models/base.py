@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, D model width, V vocabulary (padded), N packed documen
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -25,7 +26,7 @@ class State(Protocol):
         ...
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(nn.Module, ABC):
     """Maps tokens to hidden states; the output head is ``hidden @ head_weight.T``.
 
     The vocabulary is padded to a multiple of 64 so that it can be sharded and tiled. Rows of the head from
@@ -45,32 +46,32 @@ class LanguageModel(nn.Module):
         self.padded_vocab_size = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
+    @abstractmethod
     def head_weight(self) -> Tensor:
         """Weight of the output head, [V, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def initialize(self, generator: torch.Generator) -> None:
         """Fill every parameter with its initial value, as the architecture's authors do; called without gradients.
 
         ``generator`` alone decides the values; what the memory of the parameters held before does not matter.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         """Hidden states [B, T, D] of independent rows, and the state after each row's last valid token.
 
         Row b holds ``lengths_B[b]`` tokens and then padding (None: no padding); what stands at padded places of
         the result is arbitrary.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
         """The state before the first token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flops_per_token(self, seq_len: int) -> float:
         """Floating-point operations for training on one token (forward and backward) in sequences of ``seq_len``."""
-        raise NotImplementedError
 
     def hidden(
         self, tokens_BT: Tensor, cu_seqlens: Tensor | None = None, state: State | None = None
@@ -113,9 +114,9 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
 
+    @abstractmethod
     def _vocabulary_parameters(self) -> Iterator[Tensor]:
         """Parameters whose first dimension is the padded vocabulary."""
-        raise NotImplementedError
 
 
 def padding(tokens_BT: Tensor, lengths_B: Tensor | None) -> Tensor | None:

@@ -8,7 +8,7 @@ from hgrnx.ops.recurrence import (
     IMPLEMENTATIONS,
     available_implementations,
     gated_linear_recurrence,
-    implementation_notes,
+    implementation_note,
 )
 from hgrnx.ops.selective_scan import SCAN_IMPLEMENTATIONS, selective_scan
 from hgrnx.ops.slstm import SLSTMMemory, empty_slstm_memory, slstm
@@ -27,7 +27,7 @@ __all__ = [
     "forget_gate",
     "gated_linear_recurrence",
     "head_loss",
-    "implementation_notes",
+    "implementation_note",
     "mlstm",
     "selective_scan",
     "slstm",

@@ -81,13 +81,12 @@ def available_implementations(device_type: str) -> list[str]:
     return sorted(found, key=lambda name: name != _default(device_type))
 
 
-def implementation_notes() -> dict[str, str]:
-    """Which implementation dispatch chooses on this machine's devices and why, for a person."""
+def implementation_note(device_type: str) -> str:
+    """Which implementation dispatch chooses on ``device_type`` here and why, for a person."""
+    if device_type != "cpu":
+        return _default(device_type)
     available, reason = compiled_status()
-    notes = {"CPU": f"compiled ({reason})" if available else f"chunked, several times slower than compiled: {reason}"}
-    if torch.cuda.is_available():
-        notes["GPU"] = ", ".join(available_implementations("cuda"))
-    return notes
+    return f"compiled ({reason})" if available else f"chunked, several times slower than compiled: {reason}"
 
 
 def _default(device_type: str) -> str:

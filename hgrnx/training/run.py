@@ -22,6 +22,7 @@ from hgrnx.errors import UserError
 from hgrnx.models import build_model
 from hgrnx.objectives import Distillation, NextToken, ObjectiveModule, load_teachers
 from hgrnx.objectives.base import Objective
+from hgrnx.ops import implementation_note
 from hgrnx.ops.cpu import keep_freed_memory
 from hgrnx.tracking.environment import describe_environment
 from hgrnx.tracking.tracker import CompositeTracker, JsonlTracker, NullTracker, Tracker
@@ -215,4 +216,6 @@ def _write_run_files(recipe: Recipe, dataset: PreparedDataset, run_dir: Path) ->
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
     facts = {"data_hash": dataset.hash, "tokenizer_hash": dataset.tokenizer_hash, "data": str(dataset.dir)}
+    if recipe.model.architecture == "hgrn2":
+        facts["recurrence"] = implementation_note("cuda" if recipe.launch.use_gpu else "cpu")
     write_json(run_dir / "environment.json", describe_environment({**facts, "vocab_size": dataset.vocab_size}))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import VOCAB, lively, tokens
 from torch import Tensor
 
 from hgrnx.config import HGRN2Config
@@ -10,22 +11,6 @@ from hgrnx.models import LanguageModel, build_model, empty_model
 from hgrnx.models.hgrn2 import HGRN2, HGRN2State
 
 CONFIG = HGRN2Config(hidden_size=48, num_hidden_layers=3, expand_ratio=16)
-VOCAB = 100
-
-
-def lively(config: HGRN2Config = CONFIG, seed: int = 0) -> LanguageModel:
-    """A model whose every parameter matters: the initial lower bounds and norms are constants."""
-    model = build_model(config, VOCAB, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            scale = 0.2 if "weight" in name else 1.0
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
-    return model
-
-
-def tokens(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def straightforward(model: LanguageModel, ids_T: Tensor) -> Tensor:
@@ -68,7 +53,7 @@ def straightforward(model: LanguageModel, ids_T: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("faint", [False, True])
 def test_hidden_states_are_those_of_the_plain_recurrence(faint: bool) -> None:
-    model = lively()
+    model = lively(CONFIG)
     if faint:  # outputs of the recurrence so small that the scale of q and the norm's epsilon show
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -81,7 +66,7 @@ def test_hidden_states_are_those_of_the_plain_recurrence(faint: bool) -> None:
 
 
 def test_text_in_pieces_equals_text_at_once() -> None:
-    model = lively()
+    model = lively(CONFIG)
     ids = tokens(2, 33)
     whole, final = model.hidden(ids)
     pieces, state = [], model.init_state(2)
@@ -93,7 +78,7 @@ def test_text_in_pieces_equals_text_at_once() -> None:
 
 
 def test_state_selects_rows() -> None:
-    model = lively()
+    model = lively(CONFIG)
     ids = tokens(3, 9)
     _, state = model.hidden(ids)
     chosen = torch.tensor([2, 0, 2, 1])
@@ -108,7 +93,7 @@ def test_state_selects_rows() -> None:
 
 
 def test_packed_documents_equal_separate_ones() -> None:
-    model = lively()
+    model = lively(CONFIG)
     documents = [tokens(length, seed=length) for length in (1, 17, 5)]
     offsets = torch.tensor([0, 1, 18, 23])
     packed = torch.cat(documents)[None]
@@ -124,7 +109,7 @@ def test_packed_documents_equal_separate_ones() -> None:
 
 
 def test_no_token_sees_a_later_one() -> None:
-    model = lively()
+    model = lively(CONFIG)
     ids = tokens(1, 20)
     changed = ids.clone()
     changed[0, 12:] = tokens(8, seed=5)
@@ -142,7 +127,7 @@ def test_every_parameter_gets_a_finite_gradient() -> None:
 
 
 def test_bfloat16_autocast_stays_close_to_float32() -> None:
-    model = lively()
+    model = lively(CONFIG)
     ids = tokens(2, 40)
     exact, _ = model.hidden(ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):

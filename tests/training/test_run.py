@@ -12,6 +12,7 @@ from hgrnx.config import DataConfig, LSTMConfig, ModelConfig, Recipe, recipe_fro
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
+from hgrnx.ops import implementation_note
 from hgrnx.training import loop
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
 from hgrnx.training.run import last_weights, run_training
@@ -85,6 +86,13 @@ def test_stop_and_resume_is_bit_for_bit(
         assert torch.equal(tensor, halves.weights[name]), name
         assert torch.equal(whole.optimizer["exp_avg"][name], halves.optimizer["exp_avg"][name]), name
     assert lines(tmp_path / "whole") == lines(tmp_path / "halves")
+
+
+def test_environment_says_which_recurrence_was_used(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """The fallback is several times slower, and its warning is lost among a cluster's logs."""
+    run_training(recipe(training={"duration": "1 steps"}), dataset, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert facts["recurrence"] == implementation_note("cpu")
 
 
 def test_micro_batches_do_not_change_the_run(dataset: PreparedDataset, tmp_path: Path) -> None:
