@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hgrnx.ops.chunk_losses import ChunkTeachers, LossSettings, chunk_losses
 from hgrnx.ops.dispatch import use_triton
 
-_IMPOSSIBLE = -1e30  # in place of -inf in logarithms: times a probability of 0 it is 0, not NaN
-_CPU_BLOCK_ELEMENTS = 2**18  # float32 numbers per softmax block on CPU; a few such blocks fit a core's cache
 _CHUNK_TOKENS_ON_CPU = 512
 _CHUNK_TOKENS = 4096  # the head's gradient is added up once a chunk: on a GPU that must not cost more than the products
 
@@ -142,26 +141,6 @@ def head_loss(
     return HeadLoss(loss, cross_entropy, None if teacher is None else kl)
 
 
-class _Settings(NamedTuple):
-    weight: float
-    temperature: float
-    reverse: bool
-    ignore_index: int
-    vocab: int
-    wants_grad: bool
-
-
-class _Teachers(NamedTuple):
-    """What the teachers say about some tokens: logits and mixing weights, or ids and log-probabilities, or nothing."""
-
-    logits: list[tuple[Tensor, float]]
-    top_k: tuple[Tensor, Tensor] | None
-
-    def rows(self, rows: slice) -> _Teachers:
-        top_k = None if self.top_k is None else (self.top_k[0][rows], self.top_k[1][rows])
-        return _Teachers([(logits_NV[rows], mixing) for logits_NV, mixing in self.logits], top_k)
-
-
 @torch.library.custom_op("hgrnx::head_loss", mutates_args=())
 def _head_loss(
     hidden_ND: Tensor,
@@ -188,7 +167,7 @@ def _head_loss(
     device = hidden_ND.device
     dtype = _product_dtype(hidden_ND, weight_VD, autocast_dtype)
     accumulate = _sum_dtype(dtype)
-    settings = _Settings(weight, temperature, reverse, ignore_index, vocab, hidden_wants_grad or weight_wants_grad)
+    settings = LossSettings(weight, temperature, reverse, ignore_index, vocab, hidden_wants_grad or weight_wants_grad)
     grad_hidden = torch.empty_like(hidden_ND) if hidden_wants_grad else hidden_ND.new_empty(0)
     grad_weight = torch.zeros(weight_VD.shape if weight_wants_grad else 0, dtype=accumulate, device=device)
     cross_entropy = torch.zeros((), dtype=accumulate, device=device)
@@ -202,7 +181,7 @@ def _head_loss(
             rows = slice(start, start + chunk_tokens)
             chunk_nD = hidden_ND[rows].to(dtype)
             logits_nV = chunk_nD @ head_VD.T
-            losses = _triton_losses if triton else _losses
+            losses = _triton_losses if triton else chunk_losses
             chunk_ce, chunk_kl = losses(logits_nV, targets_N[rows], teachers(rows), settings, accumulate)
             cross_entropy += chunk_ce
             kl += chunk_kl
@@ -260,9 +239,9 @@ _head_loss.register_autograd(_gradients, setup_context=_keep)
 
 
 def _triton_losses(
-    logits_nV: Tensor, targets_n: Tensor, teachers: _Teachers, s: _Settings, dtype: torch.dtype
+    logits_nV: Tensor, targets_n: Tensor, teachers: ChunkTeachers, s: LossSettings, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`_losses`."""
+    """As :func:`chunk_losses`."""
     from hgrnx.ops.triton_head_loss import logits_to_losses  # needs a GPU's packages
 
     ce_n, kl_n = logits_to_losses(
@@ -280,95 +259,6 @@ def _triton_losses(
     return ce_n.sum(), kl_n.sum()
 
 
-def _losses(
-    logits_nV: Tensor, targets_n: Tensor, teachers: _Teachers, s: _Settings, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Sums of CE and KL of a chunk. Overwrites ``logits_nV`` with the loss's gradient if that is wanted."""
-    tokens, rows_of_head = logits_nV.shape
-    block = max(1, _CPU_BLOCK_ELEMENTS // rows_of_head) if logits_nV.device.type == "cpu" else tokens
-    ce_sum, kl_sum = torch.zeros((2,), dtype=dtype, device=logits_nV.device)
-    for start in range(0, tokens, block):
-        rows = slice(start, start + block)
-        student_nV = logits_nV[rows, : s.vocab].to(dtype, copy=True).contiguous()
-        valid_n = targets_n[rows] != s.ignore_index
-        target_n1 = targets_n[rows].masked_fill(~valid_n, 0)[:, None]
-        valid_n1 = valid_n[:, None].to(dtype)
-        picked_n1 = student_nV.gather(1, target_n1)
-        prob_nV, lse_n1 = _softmax(student_nV)
-        ce_sum += ((lse_n1 - picked_n1) * valid_n1).sum()
-        if s.weight == 0:
-            grad_nV, hard = prob_nV, 1.0
-        else:
-            hard = 1.0 - s.weight
-            kl_n1, grad_nV = _distil(student_nV, prob_nV, lse_n1, teachers.rows(rows), s)
-            kl_sum += (kl_n1 * valid_n1).sum()
-        if s.wants_grad:
-            grad_nV.scatter_add_(1, target_n1, valid_n1.new_full((), -hard).expand_as(valid_n1))
-            logits_nV[rows, : s.vocab] = grad_nV.mul_(valid_n1)
-    if s.wants_grad:
-        logits_nV[:, s.vocab :] = 0
-    return ce_sum, kl_sum
-
-
-def _distil(
-    student_nV: Tensor, prob_nV: Tensor, lse_n1: Tensor, teachers: _Teachers, s: _Settings
-) -> tuple[Tensor, Tensor]:
-    """KL at temperature T per token [n, 1], and the gradient of (1 - w) CE + w T^2 KL but for CE's target [n, V].
-
-    ``prob_nV`` and ``lse_n1`` are softmax and log-sum-exp of the student's logits at temperature 1. The
-    arguments are overwritten.
-    """
-    soft_nV = prob_nV
-    if s.temperature != 1:
-        student_nV.div_(s.temperature)
-        soft_nV, lse_n1 = _softmax(student_nV)
-    if teachers.top_k is not None:
-        ids_nk, log_target_nk = teachers.top_k[0].long(), teachers.top_k[1].to(student_nV.dtype)
-        log_target_nk = log_target_nk.div(s.temperature).log_softmax(1)
-        target_nk = log_target_nk.exp()
-        difference_nk = (log_target_nk - student_nV.gather(1, ids_nk)).clamp_(min=_IMPOSSIBLE)
-        kl_n1 = (difference_nk * target_nk).sum(1, keepdim=True) + lse_n1
-        if s.temperature == 1:
-            return kl_n1, prob_nV.scatter_add_(1, ids_nk, target_nk.mul_(-s.weight))
-        slope_nV = soft_nV.scatter_add_(1, ids_nk, target_nk.neg_())
-    else:
-        teacher_nV, target_nV, teacher_lse_n1 = _soft_teacher(teachers.logits, student_nV, s)
-        # Differences of logits, so that a student equal to its teacher has a KL of exactly 0.
-        difference_nV = teacher_nV.sub_(student_nV).clamp_(min=_IMPOSSIBLE)
-        if s.reverse:
-            log_ratio_nV = difference_nV.neg_().add_(teacher_lse_n1 - lse_n1)
-            kl_n1 = (log_ratio_nV * soft_nV).sum(1, keepdim=True)
-            slope_nV = log_ratio_nV.sub_(kl_n1).mul_(soft_nV)
-        else:
-            kl_n1 = difference_nV.mul_(target_nV).sum(1, keepdim=True) + (lse_n1 - teacher_lse_n1)
-            if s.temperature == 1:
-                return kl_n1, prob_nV.sub_(target_nV, alpha=s.weight)
-            slope_nV = soft_nV.sub_(target_nV)
-    return kl_n1, prob_nV.mul_(1 - s.weight).add_(slope_nV, alpha=s.weight * s.temperature)
-
-
-def _soft_teacher(
-    teachers: list[tuple[Tensor, float]], student_nV: Tensor, s: _Settings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The teachers' logits at the temperature, a copy, with their softmax and log-sum-exp [n, 1]."""
-    copies = [(x[:, : s.vocab].to(student_nV.dtype, copy=True).contiguous(), mixing) for x, mixing in teachers]
-    if len(copies) == 1:
-        teacher_nV = copies[0][0]
-        if s.temperature != 1:
-            teacher_nV.div_(s.temperature)
-        return teacher_nV, *_softmax(teacher_nV)
-    target_nV = torch.zeros_like(student_nV)
-    for logits_nV, mixing in copies:
-        target_nV.add_(_softmax(logits_nV.div_(s.temperature))[0], alpha=mixing)
-    return target_nV.log(), target_nV, target_nV.new_zeros(())
-
-
-def _softmax(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax, and the log-sum-exp [n, 1] read off its largest entry: cheaper than a pass of its own."""
-    prob_nV = torch.softmax(logits_nV, 1)
-    return prob_nV, logits_nV.amax(1, keepdim=True) - prob_nV.amax(1, keepdim=True).log()
-
-
 def _teachers(
     hidden: Sequence[Tensor],
     heads: Sequence[Tensor],
@@ -377,16 +267,18 @@ def _teachers(
     ids_Nk: Tensor | None,
     log_probs_Nk: Tensor | None,
     autocast_dtype: torch.dtype | None,
-) -> Callable[[slice], _Teachers]:
+) -> Callable[[slice], ChunkTeachers]:
     """A function from a slice of tokens to what the teachers say there."""
     if not hidden:
         top_k = None if ids_Nk is None or log_probs_Nk is None else (ids_Nk, log_probs_Nk)
-        return _Teachers([] if logits_NV is None else [(logits_NV, 1.0)], top_k).rows
+        return ChunkTeachers([] if logits_NV is None else [(logits_NV, 1.0)], top_k).rows
     models = []
     for hidden_ND, weight_VD, share in zip(hidden, heads, mixing, strict=True):
         dtype = _product_dtype(hidden_ND, weight_VD, autocast_dtype)
         models.append((hidden_ND, weight_VD.to(dtype).T, share))
-    return lambda rows: _Teachers([(hidden[rows].to(head.dtype) @ head, share) for hidden, head, share in models], None)
+    return lambda rows: ChunkTeachers(
+        [(hidden[rows].to(head.dtype) @ head, share) for hidden, head, share in models], None
+    )
 
 
 def _product_dtype(hidden_ND: Tensor, weight_VD: Tensor, autocast_dtype: torch.dtype | None) -> torch.dtype:
