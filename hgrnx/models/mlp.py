@@ -5,8 +5,9 @@ Shapes: B rows, T tokens, D model width.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hgrnx.ops import gated_unit
 
 
 class GatedMLP(nn.Module):
@@ -19,4 +20,4 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(gated_unit(self.gate_proj(x_BTD), self.up_proj(x_BTD)))

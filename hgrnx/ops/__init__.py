@@ -2,6 +2,7 @@
 
 from hgrnx.ops.causal_conv import causal_conv
 from hgrnx.ops.gate import forget_gate
+from hgrnx.ops.gated_unit import gated_unit
 from hgrnx.ops.head_loss import HeadLoss, TeacherSignal, head_loss
 from hgrnx.ops.mlstm import MLSTMMemory, empty_mlstm_memory, mlstm
 from hgrnx.ops.recurrence import (
@@ -26,6 +27,7 @@ __all__ = [
     "empty_slstm_memory",
     "forget_gate",
     "gated_linear_recurrence",
+    "gated_unit",
     "head_loss",
     "implementation_note",
     "mlstm",

@@ -44,7 +44,7 @@ def built_library() -> Path:
         BuildError: this is not Linux, there is no compiler, it failed, or the cache folder cannot be written.
     """
     if sys.platform != "linux":
-        raise BuildError("the kernel is built on Linux only")
+        raise BuildError("the kernels are built on Linux only")
     compiler, flags = _compiler(), _flags()
     key = _key(compiler, flags)
     folder = platformdirs.user_cache_path("hgrnx") / "kernels"
@@ -116,7 +116,8 @@ def _build(compiler: list[str], flags: list[str], folder: Path, key: str) -> Pat
     libraries = [f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-lc10"]
     with tempfile.TemporaryDirectory(prefix="hgrnx-") as scratch:
         output = Path(scratch) / "library.so"
-        source = [f"-I{torch_home / 'include'}", str(_SOURCES / "recurrence.cpp"), "-o", str(output)]
+        files = [str(path) for path in sorted(_SOURCES.glob("*.cpp"))]
+        source = [f"-I{torch_home / 'include'}", *files, "-o", str(output)]
         try:
             done = subprocess.run(
                 [*compiler, *flags, *source, *libraries], capture_output=True, text=True, timeout=_TIME_LIMIT

@@ -1,47 +1,24 @@
-"""The gated linear recurrence on CPU in C++ (``csrc``), built on first use.
+"""The gated linear recurrence on CPU in C++ (``csrc/recurrence.cpp``).
 
 Shapes: B batch, T time, H heads, K keys and V values per head, N sequences (B, or packed documents).
 
 Registered with torch's dispatcher, so that ``torch.compile`` keeps it as one node of its graph. Nothing of the
 forward is kept but its arguments: the backward goes through the states again.
-
-``HGRNX_COMPILED=0`` in the environment forbids it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hgrnx.ops.build import BuildError, built_library
+from hgrnx.ops.library import TYPES, address, kernel
 from hgrnx.ops.packing import check_offsets
 from hgrnx.ops.slabs import compute_dtype
 
-_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/arrays.h
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor log_f, Tensor? initial_state, Tensor? cu_seqlens"
-
-
-class CompiledStatus(NamedTuple):
-    """Whether the kernel can be used here; ``reason`` says which one it is, or why there is none."""
-
-    available: bool
-    reason: str
-
-
-def compiled_status() -> CompiledStatus:
-    """Builds the kernel, the first time on a machine (some 10 seconds), and loads it, the first time in a process."""
-    library, reason = _load()
-    return CompiledStatus(library is not None, reason)
-
-
-def forbidden() -> bool:
-    """Whether the environment says that the kernel is not to be used."""
-    return os.environ.get("HGRNX_COMPILED") == "0"
 
 
 def compiled_recurrence(
@@ -67,7 +44,7 @@ class _Array(ctypes.Structure):
 
     def __init__(self, x_BTHK: Tensor) -> None:
         strides = (ctypes.c_int64 * 3)(*x_BTHK.stride()[:3])
-        super().__init__(x_BTHK.data_ptr(), _TYPES[x_BTHK.dtype], strides)
+        super().__init__(x_BTHK.data_ptr(), TYPES[x_BTHK.dtype], strides)
 
 
 class _Problem(ctypes.Structure):
@@ -82,27 +59,9 @@ class _Gradients(ctypes.Structure):
     _fields_ = [(name, _Array) for name in ("d_o", "dq", "dk", "dv", "dlog_f")]
 
 
-@functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
-    if forbidden():
-        return None, "HGRNX_COMPILED=0 forbids it"
-    try:
-        path = built_library()
-        library = ctypes.CDLL(str(path))
-    except (BuildError, OSError) as error:
-        return None, str(error)
-    states = [ctypes.c_void_p, ctypes.c_void_p]
-    library.hgrnx_forward.argtypes = [ctypes.POINTER(_Problem), states[0], ctypes.POINTER(_Array), states[1]]
-    library.hgrnx_backward.argtypes = [ctypes.POINTER(_Problem), states[0], ctypes.POINTER(_Gradients), *states]
-    library.hgrnx_forward.restype = library.hgrnx_backward.restype = ctypes.c_int64
-    return library, f"{torch.backends.cpu.get_cpu_capability()}, {path}"
-
-
-def _library() -> ctypes.CDLL:
-    library, reason = _load()
-    if library is None:
-        raise ValueError(f"impl='compiled' cannot be used: {reason}")
-    return library
+_STATE = ctypes.c_void_p
+_FORWARD = "hgrnx_forward", ctypes.POINTER(_Problem), _STATE, ctypes.POINTER(_Array), _STATE
+_BACKWARD = "hgrnx_backward", ctypes.POINTER(_Problem), _STATE, ctypes.POINTER(_Gradients), _STATE, _STATE
 
 
 class _Call:
@@ -123,7 +82,7 @@ class _Call:
             bounds, N = self.bounds.data_ptr(), cu_seqlens.numel() - 1
         self.state_shape = (N, H, K, v.shape[-1])
         self.problem = _Problem(
-            N, T, H, K, v.shape[-1], _TYPES[self.state_dtype], bounds, *(_Array(x) for x in self.inputs)
+            N, T, H, K, v.shape[-1], TYPES[self.state_dtype], bounds, *(_Array(x) for x in self.inputs)
         )
 
 
@@ -132,26 +91,16 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
-def _check(status: int) -> None:
-    if status != 0:
-        raise MemoryError("gated_linear_recurrence: no memory for the kernel's buffers")
-
-
 @torch.library.custom_op(
     "hgrnx::compiled_recurrence", mutates_args=(), device_types="cpu", schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)"
 )
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    library = _library()
     call = _Call(q, k, v, log_f, initial_state, cu_seqlens)
     o = torch.empty(v.shape, dtype=v.dtype)
     final_state = torch.empty(call.state_shape, dtype=call.state_dtype)
-    _check(library.hgrnx_forward(call.problem, _address(call.initial), _Array(o), final_state.data_ptr()))
+    kernel(*_FORWARD)(call.problem, address(call.initial), _Array(o), final_state.data_ptr())
     return o, final_state
 
 
@@ -171,14 +120,13 @@ def _backward(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    library = _library()
     call = _Call(q, k, v, log_f, initial_state, cu_seqlens)
     d_o, d_final_state = _rows(d_o), d_final_state.to(call.state_dtype).contiguous()
     grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v, log_f)]
     d_initial = None if initial_state is None else torch.empty(call.state_shape, dtype=call.state_dtype)
     arrays = _Gradients(*(_Array(x) for x in (d_o, *grads)))
-    addresses = _address(call.initial), arrays, d_final_state.data_ptr(), _address(d_initial)
-    _check(library.hgrnx_backward(call.problem, *addresses))
+    addresses = address(call.initial), arrays, d_final_state.data_ptr(), address(d_initial)
+    kernel(*_BACKWARD)(call.problem, *addresses)
     dq, dk, dv, dlog_f = grads
     if initial_state is None or d_initial is None:
         return dq, dk, dv, dlog_f, q.new_empty(0)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hgrnx.ops.dispatch import use_triton
+from hgrnx.ops.compiled_gate import compiled_forget_gate
+from hgrnx.ops.dispatch import choose_kernels
 
 _CPU_BLOCK_ELEMENTS = 2**16  # the handful of tensors of a block should stay in a core's cache
 _SMALLEST = 1e-36  # f is not taken to be smaller, so that its logarithm and its inverse stay finite
@@ -28,7 +29,8 @@ def forget_gate(z: Tensor, lower_bound: Tensor | float | None = None, impl: str 
         z: pre-activations, any shape; any floating type.
         lower_bound: values in [0, 1) for the last axes of ``z``, such as [D] or [H, K], or a number; None or 0
             for none.
-        impl: "torch" or "triton"; by default "triton" on a GPU where it is installed (not in float64).
+        impl: "torch", "compiled" or "triton"; by default "compiled" on a CPU where it can be built and "triton" on
+            a GPU where it is installed (not in float64).
 
     Returns:
         (log_f, k), both float32 (float64 for float64 ``z``), of the shape of ``z``.
@@ -48,7 +50,10 @@ def forget_gate(z: Tensor, lower_bound: Tensor | float | None = None, impl: str 
             f"forget_gate: lower_bound {list(lower_bound.shape)} is not of the shape of the last axes of "
             f"z {list(z.shape)}"
         )
-    if use_triton("forget_gate", impl, z):
+    kernels = choose_kernels("forget_gate", impl, z)
+    if kernels == "compiled":
+        return compiled_forget_gate(z, lower_bound)
+    if kernels == "triton":
         from hgrnx.ops.triton_gate import triton_forget_gate  # needs a GPU's packages
 
         return triton_forget_gate(z, lower_bound)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from hgrnx.ops.chunk_losses import ChunkTeachers, LossSettings, chunk_losses
-from hgrnx.ops.dispatch import use_triton
+from hgrnx.ops.compiled_losses import compiled_chunk_losses
+from hgrnx.ops.dispatch import choose_kernels
 
 _CHUNK_TOKENS_ON_CPU = 512
 _CHUNK_TOKENS = 4096  # the head's gradient is added up once a chunk: on a GPU that must not cost more than the products
@@ -95,8 +96,8 @@ def head_loss(
         ignore_index: target of the tokens to leave out.
         vocab_size: entries of the vocabulary; V when absent.
         chunk_tokens: tokens whose logits are held at once; 512 on a CPU and 4,096 elsewhere when absent.
-        impl: "torch" or "triton", which computes the losses from the logits; by default "triton" on a GPU where it
-            is installed (not in float64).
+        impl: what computes the losses from the logits: "torch", "compiled" or "triton"; by default "compiled" on a
+            CPU where it can be built and "triton" on a GPU where it is installed (not in float64).
 
     Returns:
         loss, cross_entropy and kl as sums over valid tokens; kl is None without a teacher or with weight 0.
@@ -136,7 +137,7 @@ def head_loss(
         torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
         torch.is_grad_enabled() and hidden_ND.requires_grad,
         torch.is_grad_enabled() and weight_VD.requires_grad,
-        use_triton("head_loss", impl, hidden_ND),
+        choose_kernels("head_loss", impl, hidden_ND),
     )
     return HeadLoss(loss, cross_entropy, None if teacher is None else kl)
 
@@ -161,7 +162,7 @@ def _head_loss(
     autocast_dtype: torch.dtype | None,
     hidden_wants_grad: bool,
     weight_wants_grad: bool,
-    triton: bool,
+    kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss, CE, KL, and the gradients of hidden and head for a loss's gradient of 1 (empty where not wanted)."""
     device = hidden_ND.device
@@ -175,13 +176,13 @@ def _head_loss(
     teachers = _teachers(
         teacher_hidden, teacher_heads, mixing, teacher_logits_NV, teacher_ids_Nk, teacher_log_probs_Nk, autocast_dtype
     )
+    losses = {"torch": chunk_losses, "compiled": compiled_chunk_losses, "triton": _triton_losses}[kernels]
     with torch.autocast(device.type, enabled=False):  # the types are chosen here, not by autocast
         head_VD = weight_VD.to(dtype)
         for start in range(0, hidden_ND.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             chunk_nD = hidden_ND[rows].to(dtype)
             logits_nV = chunk_nD @ head_VD.T
-            losses = _triton_losses if triton else chunk_losses
             chunk_ce, chunk_kl = losses(logits_nV, targets_N[rows], teachers(rows), settings, accumulate)
             cross_entropy += chunk_ce
             kl += chunk_kl

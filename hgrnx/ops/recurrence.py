@@ -5,20 +5,18 @@ Shapes: B batch, T time, H heads, K keys and V values per head, N documents.
 
 from __future__ import annotations
 
-import functools
-import logging
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from hgrnx.ops.chunked import chunked_recurrence
-from hgrnx.ops.compiled import compiled_recurrence, compiled_status, forbidden
+from hgrnx.ops.compiled import compiled_recurrence
+from hgrnx.ops.library import compiled_serves, compiled_status
 from hgrnx.ops.packing import check_offsets
 from hgrnx.ops.reference import reference_recurrence
 
 IMPLEMENTATIONS = ("reference", "chunked", "compiled", "fla", "triton")
-_log = logging.getLogger(__name__)
 
 
 def gated_linear_recurrence(
@@ -91,24 +89,8 @@ def implementation_note(device_type: str) -> str:
 
 def _default(device_type: str) -> str:
     if device_type == "cpu":
-        return _cpu_default()
+        return "compiled" if compiled_serves() else "chunked"
     return "fla" if device_type == "cuda" else "chunked"
-
-
-def _cpu_default() -> str:
-    return "compiled" if _compiled_or_said_why_not() else "chunked"
-
-
-# What torch.compiler.assume_constant_result does, which would import the whole compiler.
-_cpu_default._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _compiled_or_said_why_not() -> bool:
-    available, reason = compiled_status()
-    if not available and not forbidden():
-        _log.warning("The recurrence runs without its compiled kernel, several times slower: %s.", reason)
-    return available
 
 
 def _check_shapes(

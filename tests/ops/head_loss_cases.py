@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from hgrnx.ops import TeacherSignal
+from hgrnx.ops import TeacherSignal, head_loss
 
 KINDS = ("none", "one", "three", "logits", "top-k")
 
@@ -71,3 +73,39 @@ def naive(
         else:
             kl = kl_div(student[valid], target[valid], reduction="sum")
     return (1 - alpha) * ce + alpha * T**2 * kl, ce, kl
+
+
+def moved(x: Any, device: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Tensors in lists and tuples, on the device and, if of a floating type, in ``dtype``."""
+    if isinstance(x, Tensor):
+        return x.to(device, dtype if x.is_floating_point() else x.dtype)
+    return type(x)(moved(y, device, dtype) for y in x) if isinstance(x, list | tuple) else x
+
+
+def signal(teacher: TeacherSignal | None, device: str) -> TeacherSignal | None:
+    """The teacher in float32 on the device."""
+    if teacher is None:
+        return None
+    return TeacherSignal(**{name: moved(value, device) for name, value in vars(teacher).items()})
+
+
+def errors(
+    impl: str, device: str, kind: str, alpha: float, T: float, reverse: bool = False, chunk: int = 16, **sizes: int
+) -> tuple[float, ...]:
+    """Errors in float32 of loss and KL, and of the gradients of hidden and head, against float64.
+
+    Relative to the norm or, where that is less, to 0.1: a probability next to 1 is only as good as float32's 1.
+    """
+    hidden, weight, targets = make(**sizes)
+    N, D, V, vocab = hidden.shape[0], hidden.shape[1], weight.shape[0], sizes["vocab"]
+    teacher = None if kind == "none" else make_teacher(kind, N, D, V, vocab=vocab)
+    alpha = 0.0 if teacher is None else alpha
+    loss, _, kl = naive(hidden, weight, targets, teacher, alpha, T, vocab, reverse)
+    truth = torch.autograd.grad(2.5 * loss, (hidden, weight))
+    leaves = [x.detach().to(device, torch.float32).requires_grad_() for x in (hidden, weight)]
+    options: dict[str, Any] = {"temperature": T, "reverse_kl": reverse, "vocab_size": vocab, "chunk_tokens": chunk}
+    ours = head_loss(*leaves, targets.to(device), teacher=signal(teacher, device), weight=alpha, impl=impl, **options)
+    grads = torch.autograd.grad(2.5 * ours.loss, leaves)
+    assert (grads[1][vocab:] == 0).all()
+    pairs = [(ours.loss, loss), (ours.kl if ours.kl is not None else kl, kl), *zip(grads, truth)]
+    return tuple(((x.double().cpu() - true).norm() / true.norm().clamp_min(0.1)).item() for x, true in pairs)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from hgrnx.ops import gated_linear_recurrence
-from hgrnx.ops.compiled import compiled_status
+from hgrnx.ops.library import compiled_status
 
 NAMES = ("o", "final_state", "dq", "dk", "dv", "dlog_f", "dinitial_state")
 GATES = ("usual", "1e-30", "1e-4", "1-1e-6", "mixed", "closed")

@@ -17,10 +17,10 @@ import torch
 from recurrence_cases import GATES, make_inputs, run, skip_without, worst
 
 import hgrnx.ops.compiled as compiled
-import hgrnx.ops.recurrence as recurrence
+import hgrnx.ops.library as library
 from hgrnx.ops import gated_linear_recurrence
 from hgrnx.ops.build import BuildError, built_library
-from hgrnx.ops.compiled import compiled_status
+from hgrnx.ops.library import compiled_status
 
 FORK = multiprocessing.get_context("fork")
 
@@ -55,8 +55,8 @@ def fresh() -> Iterator[None]:
     """As a process that has not looked for the kernel yet; afterwards again."""
 
     def forget() -> None:
-        compiled._load.cache_clear()
-        recurrence._compiled_or_said_why_not.cache_clear()
+        for cached in (library._load, library.kernel, library._available_or_said_why_not):
+            cached.cache_clear()
 
     forget()
     yield

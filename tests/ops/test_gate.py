@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from recurrence_cases import skip_without
 
 from hgrnx.ops import forget_gate
+from hgrnx.ops.compiled_gate import compiled_forget_gate
 
 BOUNDS = [None, 0.0, 1e-6, 0.3, 0.999, "learned"]
 
@@ -76,3 +78,58 @@ def test_bf16_pre_activations_give_float32_gates() -> None:
 def test_wrong_bounds(bound: torch.Tensor | float) -> None:
     with pytest.raises(ValueError, match="lower_bound"):
         forget_gate(torch.zeros(3, 7), bound)
+
+
+def truth_and_compiled(z: torch.Tensor, bound: torch.Tensor | None) -> list[list[torch.Tensor]]:
+    """log f, k, and gradients of z and the bound: in float64 by plain torch, then compiled."""
+    found = []
+    for impl, dtype in (("torch", torch.float64), ("compiled", z.dtype)):
+        leaves = [x.to(dtype).detach().requires_grad_() for x in (z, bound) if x is not None]
+        log_f, k = forget_gate(leaves[0], leaves[1] if bound is not None else None, impl=impl)
+        generator = torch.Generator().manual_seed(1)
+        seeds = [torch.randn(z.shape, generator=generator).to(x) for x in (log_f, k)]
+        found.append([log_f, k, *torch.autograd.grad([log_f, k], leaves, seeds)])
+    return found
+
+
+@pytest.mark.parametrize("shape", [(3, 37, 2, 20), (1, 1, 1, 5), (2, 300, 1, 24)])
+@pytest.mark.parametrize("axes", [0, 1, 2])
+@pytest.mark.parametrize("scale", [1, 15, 70])
+@pytest.mark.parametrize(("dtype", "bound_of_error"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+def test_compiled(shape: tuple[int, ...], axes: int, scale: float, dtype: torch.dtype, bound_of_error: float) -> None:
+    skip_without("compiled")
+    z = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale).to(dtype)
+    widths = torch.Size(shape[-axes:])
+    bound = torch.linspace(0, 0.99, widths.numel()).view(widths) if axes else None
+    truth, ours = truth_and_compiled(z, bound)
+    for x, true in zip(ours, truth, strict=True):
+        assert x.shape == true.shape and torch.isfinite(x).all()
+        assert (x.double() - true).norm() <= bound_of_error * true.norm()
+
+
+def test_compiled_is_the_choice_on_a_cpu_and_a_proper_operator() -> None:
+    skip_without("compiled")
+    z = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    bound = torch.linspace(0, 0.9, 7, requires_grad=True)
+    for lower_bound in (None, bound):
+        assert all(map(torch.equal, forget_gate(z, lower_bound), forget_gate(z, lower_bound, impl="compiled")))
+        torch.library.opcheck(compiled_forget_gate, (z, lower_bound))
+
+
+def test_the_bounds_gradient_does_not_depend_on_threads() -> None:
+    skip_without("compiled")
+    z = torch.randn(1000, 24, generator=torch.Generator().manual_seed(0))
+    bound = torch.linspace(0, 0.9, 24)
+    before, grads = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            grads.append(truth_and_compiled(z, bound)[1][-1])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*grads)
+
+
+def test_unknown_implementations_are_named() -> None:
+    with pytest.raises(ValueError, match="impl='magic' is none of torch, compiled, triton"):
+        forget_gate(torch.zeros(3), impl="magic")

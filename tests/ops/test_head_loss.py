@@ -198,7 +198,7 @@ def test_no_tensor_of_all_logits_is_ever_made() -> None:
             },
             "reverse_kl needs",
         ),
-        ({"impl": "magic"}, "neither 'torch' nor 'triton'"),
+        ({"impl": "magic"}, "none of torch, compiled, triton"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:

@@ -11,14 +11,10 @@
 #include <ATen/Parallel.h>
 
 #include <atomic>
-#include <exception>
 
 #include "arrays.h"
 #include "blocks.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "calls.h"
 
 namespace hgrnx {
 
@@ -34,27 +30,6 @@ struct Gradients {
 };
 
 namespace {
-
-// Denormals count as 0: products of many small gates are full of them, and several times slower.
-class FlushedDenormals {
- public:
-#if defined(__x86_64__)
-  FlushedDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushedDenormals() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#elif defined(__aarch64__)
-  FlushedDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t(1) << 24)));
-  }
-  ~FlushedDenormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
-#endif
-};
 
 int64_t padded(int64_t n, int64_t multiple) { return at::divup(n, multiple) * multiple; }
 
@@ -315,20 +290,8 @@ void for_each_task(const Problem& problem, const F& run) {
   });
 }
 
-template <typename F>
-int64_t guarded(const F& f) {
-  try {
-    f();
-    return 0;
-  } catch (const std::exception&) {  // of memory
-    return 1;
-  }
-}
-
 }  // namespace
 }  // namespace hgrnx
-
-#define HGRNX_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Both return 0, or 1 where memory is short. States are [N, H, K, V]; `initial` and `d_initial` may be null.
 HGRNX_EXPORT int64_t hgrnx_forward(const hgrnx::Problem* problem, void* initial, const hgrnx::Array* o, void* final) {

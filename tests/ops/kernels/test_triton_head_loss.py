@@ -4,52 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from head_loss_cases import KINDS, make, make_teacher, naive
+from head_loss_cases import KINDS, errors, make, make_teacher, naive, signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import hgrnx.ops.triton_head_loss as kernels
 from hgrnx.ops import TeacherSignal, head_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter is right in float32 only")
-
-
-def moved(x: Any, dtype: torch.dtype) -> Any:
-    """Tensors in lists and tuples, on the device and, if of a floating type, in ``dtype``."""
-    if isinstance(x, Tensor):
-        return x.to(DEVICE, dtype if x.is_floating_point() else x.dtype)
-    return type(x)(moved(y, dtype) for y in x) if isinstance(x, list | tuple) else x
-
-
-def signal(teacher: TeacherSignal | None, dtype: torch.dtype = torch.float32) -> TeacherSignal | None:
-    if teacher is None:
-        return None
-    return TeacherSignal(
-        models=moved(teacher.models, dtype),
-        logits_NV=moved(teacher.logits_NV, dtype),
-        top_k=moved(teacher.top_k, dtype),
-    )
-
-
-def errors(
-    kind: str, alpha: float, T: float, reverse: bool = False, chunk: int = 16, **sizes: int
-) -> tuple[float, float, float, float]:
-    """Relative errors of loss and KL, and of the gradients of hidden and head."""
-    hidden, weight, targets = make(**sizes)
-    N, D, V, vocab = hidden.shape[0], hidden.shape[1], weight.shape[0], sizes["vocab"]
-    teacher = None if kind == "none" else make_teacher(kind, N, D, V, vocab=vocab)
-    alpha = 0.0 if teacher is None else alpha
-    loss, _, kl = naive(hidden, weight, targets, teacher, alpha, T, vocab, reverse)
-    truth = torch.autograd.grad(2.5 * loss, (hidden, weight))
-    leaves = [x.detach().to(DEVICE, torch.float32).requires_grad_() for x in (hidden, weight)]
-    options: dict[str, Any] = {"temperature": T, "reverse_kl": reverse, "vocab_size": vocab, "chunk_tokens": chunk}
-    ours = head_loss(*leaves, targets.to(DEVICE), teacher=signal(teacher), weight=alpha, impl="triton", **options)
-    grads = torch.autograd.grad(2.5 * ours.loss, leaves)
-    assert (grads[1][vocab:] == 0).all()
-    pairs = [(ours.loss, loss), (ours.kl if ours.kl is not None else kl, kl), *zip(grads, truth)]
-    return tuple(((x.double().cpu() - true).norm() / true.norm().clamp_min(1e-30)).item() for x, true in pairs)  # type: ignore[return-value]
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -66,7 +29,9 @@ def test_agrees_with_whole_logits(
     N: int, vocab: int, ignored: int, kind: str, alpha: float, T: float, reverse: bool
 ) -> None:
     # Of at least one token something is left.
-    found = errors(kind, alpha, T, reverse and kind != "top-k", N=N, vocab=vocab, ignored=min(N - 1, ignored))
+    found = errors(
+        "triton", DEVICE, kind, alpha, T, reverse and kind != "top-k", N=N, vocab=vocab, ignored=min(N - 1, ignored)
+    )
     assert max(found) < 1e-5
 
 
@@ -77,7 +42,7 @@ def test_several_blocks_of_a_vocabulary(kind: str, reverse: bool, monkeypatch: p
     if kind == "top-k" and reverse:
         return
     monkeypatch.setattr(kernels, "_LARGEST_BLOCK", 16)
-    assert max(errors(kind, 0.5, 2.0, reverse, N=9, V=64, vocab=41)) < 1e-5
+    assert max(errors("triton", DEVICE, kind, 0.5, 2.0, reverse, N=9, V=64, vocab=41)) < 1e-5
 
 
 @pytest.mark.parametrize("T", [1.0, 2.0])
@@ -105,7 +70,7 @@ def test_extreme_logits_stay_finite() -> None:
 
 def test_without_gradients_the_loss_is_the_same() -> None:
     hidden, weight, targets = (x.to(DEVICE) for x in make(dtype=torch.float32))
-    teacher = signal(make_teacher("one", 23, 8, 64))
+    teacher = signal(make_teacher("one", 23, 8, 64), DEVICE)
     trained = head_loss(hidden, weight, targets, teacher=teacher, weight=0.5, impl="triton")
     with torch.no_grad():
         evaluated = head_loss(hidden, weight, targets, teacher=teacher, weight=0.5, impl="triton")
@@ -124,7 +89,7 @@ def test_bf16_on_a_gpu(kind: str, T: float) -> None:
     leaves = [x.detach().to(DEVICE, torch.float32).requires_grad_() for x in (hidden, weight)]
     options: dict[str, Any] = {"temperature": T, "vocab_size": 5000, "chunk_tokens": 128}
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        result = head_loss(*leaves, targets.to(DEVICE), teacher=signal(teacher), weight=alpha, **options)
+        result = head_loss(*leaves, targets.to(DEVICE), teacher=signal(teacher, DEVICE), weight=alpha, **options)
     assert abs(result.loss.item() / loss.item() - 1) < 2e-3
     for ours, true in zip(torch.autograd.grad(result.loss, leaves), torch.autograd.grad(loss, (hidden, weight))):
         assert ours.dtype == torch.float32
