@@ -5,6 +5,8 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,7 @@ from hgrnx.bench.measure import Case
 from hgrnx.bench.model import SMALL, VOCAB_SIZE, training_case
 from hgrnx.models import LanguageModel, build_model
 from hgrnx.objectives import Distillation, LiveTeacher, ObjectiveOutput
+from hgrnx.objectives.base import Objective
 
 _WEIGHT, _TEMPERATURE = 0.5, 2.0
 
@@ -23,13 +26,41 @@ def distill_cases(batch: int, time: int, device: torch.device, precision: str) -
     def teacher() -> LiveTeacher:
         return LiveTeacher([build_model(SMALL, VOCAB_SIZE, seed=1)], device, precision)
 
-    ours = Distillation(teacher(), _WEIGHT, _TEMPERATURE)
-    arguments = (SMALL, batch, time, device, precision)
+    objectives: dict[str, Objective | None] = {
+        "plain": None,
+        "distillation": Distillation(teacher(), _WEIGHT, _TEMPERATURE),
+        "distillation, naive": NaiveDistillation(teacher()),
+    }
+    if device.type == "cuda" and find_spec("fla") is not None:
+        objectives["distillation at T 1, FLA's losses"] = FLADistillation(teacher())
     return [
-        training_case("plain", *arguments),
-        training_case("distillation", *arguments, objective=ours),
-        training_case("distillation, naive", *arguments, objective=NaiveDistillation(teacher())),
+        training_case(name, SMALL, batch, time, device, precision, objective=objective)
+        for name, objective in objectives.items()
     ]
+
+
+class FLADistillation:
+    """(1 - a) CE + a KL with FLA's two fused losses, which know no temperature; on a GPU only."""
+
+    def __init__(self, teacher: LiveTeacher) -> None:
+        self.teacher = teacher
+
+    def __call__(
+        self, model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor, cu_seqlens: Tensor | None = None
+    ) -> ObjectiveOutput:
+        from fla.modules import FusedKLDivLoss, FusedLinearCrossEntropyLoss
+
+        signal = self.teacher.signal(inputs_BT)
+        assert signal.models is not None
+        ((teacher_ND, teacher_head_VD, _),) = signal.models
+        hidden_ND = model.hidden(inputs_BT)[0].flatten(0, 1)
+        targets_N = targets_BT.flatten()
+        head_VD = model.head_weight.to(hidden_ND.dtype)
+        cross_entropy = FusedLinearCrossEntropyLoss(reduction="sum")(hidden_ND, targets_N, head_VD)
+        kl = FusedKLDivLoss()(hidden_ND, teacher_ND, head_VD, teacher_head_VD.to(hidden_ND.dtype)) * len(targets_N)
+        loss = (1 - _WEIGHT) * cross_entropy + _WEIGHT * kl
+        count = torch.tensor(len(targets_N))
+        return ObjectiveOutput(loss, count, {"cross_entropy": cross_entropy.detach(), "kl": kl.detach()})
 
 
 class NaiveDistillation:

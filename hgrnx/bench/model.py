@@ -1,17 +1,25 @@
-"""Whole training steps: our models beside those of ``transformers``, each in several settings.
+"""Whole training steps: our models beside their peers, each in several settings.
 
 Shapes: B rows, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor, nn
 
 from hgrnx.bench.measure import Case
-from hgrnx.config import HGRN2Config, LaunchConfig, ModelConfig, TrainingConfig
+from hgrnx.bench.peers import Peer, peers
+from hgrnx.config import (
+    HGRN2Config,
+    LaunchConfig,
+    LSTMConfig,
+    MambaConfig,
+    ModelConfig,
+    TrainingConfig,
+    TransformerConfig,
+    XLSTMConfig,
+)
 from hgrnx.models import build_model
 from hgrnx.objectives import NextToken, ObjectiveModule
 from hgrnx.objectives.base import Objective
@@ -19,6 +27,14 @@ from hgrnx.training.engine import build_engine
 
 SMALL = HGRN2Config(hidden_size=256, num_hidden_layers=6, expand_ratio=64, tie_word_embeddings=False)
 """13.3M parameters with 16,000 tokens: what one measures with on a CPU."""
+SIZES: dict[str, ModelConfig] = {
+    "hgrn2": SMALL,
+    "transformer": TransformerConfig(tie_word_embeddings=False),
+    "lstm": LSTMConfig(tie_word_embeddings=False, dropout=0.0),
+    "mamba": MambaConfig(tie_word_embeddings=False),
+    "xlstm": XLSTMConfig(tie_word_embeddings=False),
+}
+"""What is measured of each architecture: about as large as ``SMALL``."""
 VOCAB_SIZE = 16_000
 
 
@@ -49,71 +65,39 @@ def training_case(
 
 
 def peer_case(
-    name: str,
-    model: nn.Module,
-    loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor],
-    flops_per_token: float,
-    batch: int,
-    time: int,
-    device: torch.device,
-    precision: str,
-    vocab_size: int = VOCAB_SIZE,
+    name: str, peer: Peer, batch: int, time: int, device: torch.device, precision: str, vocab_size: int = VOCAB_SIZE
 ) -> Case:
     """The same step, with somebody else's model: fused AdamW and clipping as ours."""
-    model = model.to(device).train()
+    model = peer.model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     inputs_BT, targets_BT = _tokens(batch, time, vocab_size, device)
     bf16 = precision == "bf16"
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = loss_of(model, inputs_BT, targets_BT)
+            loss = peer.loss(model, inputs_BT, targets_BT)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return Case(name, step, batch * time, batch * time * flops_per_token, _dtype(precision))
+    return Case(name, step, batch * time, batch * time * peer.flops_per_token, _dtype(precision))
 
 
-def model_cases(batch: int, time: int, device: torch.device, precisions: tuple[str, ...], compiled: bool) -> list[Case]:
-    """HGRN2 and ``transformers``' Llama of the same size, each in every setting asked for."""
-    cases = [training_case(f"HGRN2, {p}", SMALL, batch, time, device, p) for p in precisions]
+def model_cases(
+    architecture: str, batch: int, time: int, device: torch.device, precisions: tuple[str, ...], compiled: bool
+) -> list[Case]:
+    """Ours and its peers of the same size, each in every setting asked for."""
+    config = SIZES[architecture]
+    cases = [training_case(f"{architecture}, {p}", config, batch, time, device, p) for p in precisions]
     for precision in precisions:
-        for name, model, loss_of, flops in _transformers_llama(time, compiled):
-            cases.append(peer_case(f"{name}, {precision}", model, loss_of, flops, batch, time, device, precision))
+        for peer in peers(config, VOCAB_SIZE, time, device):
+            cases.append(peer_case(f"{peer.name}, {precision}", peer, batch, time, device, precision))
+        if compiled:
+            for peer in peers(config, VOCAB_SIZE, time, device):
+                peer.model.compile()
+                cases.append(peer_case(f"{peer.name}, compiled, {precision}", peer, batch, time, device, precision))
     return cases
-
-
-def _transformers_llama(
-    time: int, compiled: bool
-) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module, Tensor, Tensor], Tensor], float]]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=SMALL.hidden_size,
-        intermediate_size=768,
-        num_hidden_layers=SMALL.num_hidden_layers,
-        num_attention_heads=4,
-        max_position_embeddings=max(2048, time),
-        use_cache=False,
-    )
-    weights = sum(
-        parameter.numel() for name, parameter in LlamaForCausalLM(config).named_parameters() if "embed" not in name
-    )
-    # 2 per weight; attention's two products over on average half the sequence; three times for forward and backward.
-    flops = 3.0 * (2 * weights + 2 * config.num_hidden_layers * config.hidden_size * time)
-
-    def loss_of(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        # shift_labels: the targets are shifted already.
-        return model(input_ids=inputs_BT, labels=targets_BT, shift_labels=targets_BT).loss
-
-    yield "transformers' Llama", LlamaForCausalLM(config), loss_of, flops
-    if compiled:
-        model = LlamaForCausalLM(config)
-        model.compile()
-        yield "transformers' Llama, compiled", model, loss_of, flops
 
 
 def _tokens(batch: int, time: int, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:

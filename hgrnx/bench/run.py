@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hgrnx.bench.distill import distill_cases
 from hgrnx.bench.measure import Case, measure
-from hgrnx.bench.model import model_cases
+from hgrnx.bench.model import SIZES, model_cases
 from hgrnx.bench.op import op_cases
 from hgrnx.errors import UserError
 from hgrnx.ops.cpu import guard_bf16_products, keep_freed_memory
@@ -30,6 +30,7 @@ def run_bench(
     seq_len: int,
     heads: int = 4,
     head_size: int = 64,
+    architecture: str = "hgrn2",
     precisions: tuple[str, ...] = ("fp32",),
     compiled: bool = False,
     rounds: int = 7,
@@ -37,17 +38,19 @@ def run_bench(
 ) -> Path:
     """Measure ``kind`` (one of :data:`KINDS`), print a table and write JSON and plot into ``folder``.
 
-    ``heads`` and ``head_size`` are for ``op``, ``compiled`` (also measure peers under ``torch.compile``) for
-    ``model``; ``distill`` takes the first of ``precisions``. Returns the JSON file.
+    ``heads`` and ``head_size`` are for ``op``, ``architecture`` and ``compiled`` (also measure peers under
+    ``torch.compile``) for ``model``; ``distill`` takes the first of ``precisions``. Returns the JSON file.
 
     Raises:
-        UserError: an unknown kind or precision, or a GPU that is not there.
+        UserError: an unknown kind, architecture or precision, or a GPU that is not there.
     """
     if kind not in KINDS:
         raise UserError(f"hgrnx bench: '{kind}' is none of {', '.join(KINDS)}.")
     wrong = [name for name in precisions if name not in ("fp32", "bf16")]
     if wrong or not precisions:
         raise UserError(f"hgrnx bench: precision '{', '.join(wrong)}' is none of fp32, bf16.")
+    if architecture not in SIZES:
+        raise UserError(f"hgrnx bench: architecture '{architecture}' is none of {', '.join(SIZES)}.")
     if use_gpu and not torch.cuda.is_available():
         raise UserError("hgrnx bench: --gpu needs a CUDA GPU that torch sees; there is none.")
     device = torch.device("cuda" if use_gpu else "cpu")
@@ -62,7 +65,7 @@ def run_bench(
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             cases += op_cases(batch_size, seq_len, heads, head_size, device, dtype)
     elif kind == "model":
-        cases = model_cases(batch_size, seq_len, device, precisions, compiled)
+        cases = model_cases(architecture, batch_size, seq_len, device, precisions, compiled)
     else:
         cases = distill_cases(batch_size, seq_len, device, precisions[0])
     where = torch.cuda.get_device_name(device) if use_gpu else f"CPU, {torch.get_num_threads()} threads"

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hgrnx.bench.distill import NaiveDistillation
-from hgrnx.bench.model import SMALL
+from hgrnx.bench.distill import FLADistillation, NaiveDistillation
+from hgrnx.bench.model import SIZES, SMALL
+from hgrnx.bench.peers import fla_hgrn2, peers
 from hgrnx.bench.run import KINDS, run_bench
 from hgrnx.console import make_console
 from hgrnx.errors import UserError
 from hgrnx.models import build_model
-from hgrnx.objectives import Distillation, LiveTeacher
+from hgrnx.objectives import Distillation, LiveTeacher, NextToken
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -34,9 +35,42 @@ def test_every_kind_measures_and_keeps_what_it_measured(
     assert path.with_suffix(".png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("architecture", [name for name in SIZES if name != "hgrn2"])
+def test_other_architectures(architecture: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    sizes = {"batch_size": 1, "seq_len": 8}
+    path = run_bench("model", tmp_path, make_console(), architecture=architecture, rounds=1, **sizes)
+    names = [case["name"] for case in json.loads(path.read_text())["cases"]]
+    assert names[0] == f"{architecture}, fp32"
+    assert len(names) == (2 if architecture in ("transformer", "mamba") else 1)
+
+
+@pytest.mark.parametrize("architecture", ["transformer", "mamba"])
+def test_peers_have_our_size_and_loss(architecture: str) -> None:
+    """Our own weights, in a peer, give our loss: it computes the same thing."""
+    pytest.importorskip("transformers")
+    config = SIZES[architecture].model_copy(update={"hidden_size": 64, "num_hidden_layers": 2})
+    model = build_model(config, 64, seed=0)
+    (peer,) = peers(config, 64, 16, torch.device("cpu"))
+    peer.model.load_state_dict({name: x for name, x in model.state_dict().items()}, strict=True)
+    tokens = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(0))
+    batch = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    ours = NextToken()(model, *batch)
+    torch.testing.assert_close(peer.loss(peer.model.eval(), *batch), ours.loss_sum / ours.count, rtol=1e-5, atol=0)
+
+
+def test_flas_hgrn2_has_our_size() -> None:
+    pytest.importorskip("fla")
+    config = SMALL.model_copy(update={"hidden_size": 64, "num_hidden_layers": 2})
+    names = {name: x.shape for name, x in fla_hgrn2(config, 64, 16).model.named_parameters()}
+    assert names == {name: x.shape for name, x in build_model(config, 64).named_parameters()}
+
+
 def test_nonsense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of op, model"):
         run_bench("speed", tmp_path, make_console(), batch_size=1, seq_len=8)
+    with pytest.raises(UserError, match="architecture 'rwkv'"):
+        run_bench("model", tmp_path, make_console(), batch_size=1, seq_len=8, architecture="rwkv")
     with pytest.raises(UserError, match="precision 'fp8'"):
         run_bench("op", tmp_path, make_console(), batch_size=1, seq_len=8, precisions=("fp8",))
     if not torch.cuda.is_available():
@@ -55,3 +89,15 @@ def test_the_naive_peer_computes_the_same_loss() -> None:
     torch.testing.assert_close(ours.loss_sum, naive.loss_sum, rtol=1e-5, atol=0)
     for name in ("cross_entropy", "kl"):
         torch.testing.assert_close(ours.metrics[name], naive.metrics[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_flas_losses_are_ours_at_temperature_1() -> None:
+    pytest.importorskip("fla")
+    config = SMALL.model_copy(update={"hidden_size": 128, "num_hidden_layers": 2})
+    student = build_model(config, 320, seed=0).cuda()
+    teacher = LiveTeacher([build_model(config, 320, seed=1)], "cuda")
+    tokens = torch.randint(0, 320, (2, 129), generator=torch.Generator().manual_seed(0)).cuda()
+    batch = (tokens[:, :-1], tokens[:, 1:])
+    ours, flas = Distillation(teacher, 0.5, 1.0)(student, *batch), FLADistillation(teacher)(student, *batch)
+    torch.testing.assert_close(ours.loss_sum, flas.loss_sum, rtol=1e-3, atol=0)
