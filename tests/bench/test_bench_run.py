@@ -92,6 +92,7 @@ def test_the_naive_peer_computes_the_same_loss() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_flas_losses_are_ours_at_temperature_1() -> None:
     pytest.importorskip("fla")
     config = SMALL.model_copy(update={"hidden_size": 128, "num_hidden_layers": 2})
