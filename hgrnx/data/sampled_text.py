@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hgrnx.config import DataConfig
-from hgrnx.data.cleaning import Cleaner, Copies, copies_filter
+from hgrnx.data.cleaning import Cleaner
+from hgrnx.data.duplicates import Copies
 from hgrnx.data.sampling import DomainSample, document_hash, first_words
 from hgrnx.data.sources import LineCounts, Split, TextFile, find_domain_files, read_labelled
 from hgrnx.data.tracks import Track, domain_words, find_track
@@ -74,7 +75,7 @@ def write_sample(
     waiting = folder / "waiting"
     waiting.mkdir()
     budgets = _most_words(config, track)
-    work = partial(_read_part, config, budgets)
+    work = partial(_read_part, config, Cleaner(config.cleaning), budgets)
     parts: list[_Part | None] = [None] * min(readers, len(files))
     shares = [files[index :: len(parts)] for index in range(len(parts))]
     try:
@@ -113,12 +114,14 @@ def _most_words(config: DataConfig, track: Track) -> dict[str, int]:
     }
 
 
-def _read_part(config: DataConfig, budgets: Mapping[str, int], files: list[TextFile], folder: Path) -> _Part:
+def _read_part(
+    config: DataConfig, cleaner: Cleaner, budgets: Mapping[str, int], files: list[TextFile], folder: Path
+) -> _Part:
     folder.mkdir()
     part = _Part(
         samples={name: DomainSample(words, folder / f"{index}") for index, (name, words) in enumerate(budgets.items())},
         lines=[],
-        cleaner=Cleaner(config.cleaning),
+        cleaner=cleaner,
     )
     for file in files:
         counts = LineCounts()
@@ -156,7 +159,7 @@ def _write(config: DataConfig, track: Track, whole: _Part, folder: Path) -> Samp
     absent = {name for name, sample in whole.samples.items() if sample.documents == 0}
     budgets = domain_words(track, config.words, absent)
     text = SampledText(files=[], inputs=[], domains={})
-    short, near = [], copies_filter(config.cleaning.near_duplicates)
+    short, near = [], Copies(exact=False, near=config.cleaning.near_duplicates)
     folder.mkdir()
     for name, sample in whole.samples.items():
         facts = {"documents": sample.documents, "words": sample.available_words, "budget": budgets.get(name, 0)}
@@ -177,7 +180,6 @@ def _write(config: DataConfig, track: Track, whole: _Part, folder: Path) -> Samp
             f"The source has too little text for the track {track.name}:\n  - " + "\n  - ".join(short) + "\n"
             "Add text, ask for fewer words, or make a track of your own with other shares."
         )
-    whole.cleaner.report["exact_duplicates"] = sum(sample.duplicates for sample in whole.samples.values())
     text.cleaning = {**whole.cleaner.summary(), **near.summary()}
     return text
 
@@ -207,5 +209,5 @@ def _write_domain(sample: DomainSample, budget: int, near: Copies, paths: dict[S
 
 def _without_copies(sample: DomainSample, near: Copies) -> Iterator[tuple[str, int]]:
     for document, words in sample.in_order():
-        if not near.is_copy(document, words):
+        if not near.is_copy(document):
             yield document, words
