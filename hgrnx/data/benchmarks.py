@@ -133,9 +133,7 @@ def read_ewok(place: Path, password: str = EWOK_PASSWORD) -> dict[str, list[Ewok
         contents = _zipped(place, password)
     else:
         raise UserError(f"EWoK's {place} does not exist.")
-    files = {
-        name: [_ewok_item(item, at) for at, item in _rows(text, where, "items")] for name, where, text in contents
-    }
+    files = {name: [_ewok_item(item, at) for at, item in _rows(text, where, "items")] for name, where, text in contents}
     if not files:
         raise UserError(f"{place} has no .jsonl files in it.")
     return files
@@ -188,7 +186,10 @@ def find_benchmarks(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"The folder of benchmarks {folder} does not exist.")
     found = {
-        name: folder / choice for name, names in _FOLDERS.items() for choice in names[::-1] if (folder / choice).is_dir()
+        name: folder / choice
+        for name, names in _FOLDERS.items()
+        for choice in names[::-1]
+        if (folder / choice).is_dir()
     }
     if not found:
         wanted = ", ".join(names[0] for names in _FOLDERS.values())

@@ -88,7 +88,9 @@ def _explained(source: HubSource, track: str) -> Iterator[None]:
     try:
         yield
     except GatedRepoError:
-        raise UserError(f"{what}, which asks you to accept its terms there and then `hf auth login`. {otherwise}") from None
+        raise UserError(
+            f"{what}, which asks you to accept its terms there and then `hf auth login`. {otherwise}"
+        ) from None
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UserError(f"{what}, which does not have it: {_first_line(error)} {otherwise}") from None
     except Exception as error:  # many kinds: requests, httpx, huggingface_hub's own, OSError

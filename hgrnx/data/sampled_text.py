@@ -85,9 +85,7 @@ def write_sample(
         else:
             done = 0
             with ProcessPoolExecutor(len(parts), mp_context=get_context("spawn")) as pool:
-                futures = {
-                    pool.submit(work, share, waiting / str(index)): index for index, share in enumerate(shares)
-                }
+                futures = {pool.submit(work, share, waiting / str(index)): index for index, share in enumerate(shares)}
                 for future in as_completed(futures):
                     parts[futures[future]] = future.result()
                     done += len(shares[futures[future]])

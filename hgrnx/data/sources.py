@@ -127,7 +127,9 @@ def find_domain_files(track: Track, source: str | None) -> list[TextFile]:
             path = Path(str(place.path))
             kind = _kind(path.name)
             if path.is_file() and kind is None:
-                raise UserError(f"sources.{key} of the track {track.name}: {path} is no text file; these are {READABLE}.")
+                raise UserError(
+                    f"sources.{key} of the track {track.name}: {path} is no text file; these are {READABLE}."
+                )
             if path.is_file():
                 found = [TextFile(path, f"{key}/{path.name}", "train", str(kind))]
             else:
@@ -312,9 +314,7 @@ def _read_parquet(stream: BinaryIO, where: str, counts: LineCounts) -> Iterator[
         raise UserError(f"{where} is not a readable parquet file: {error}.") from None
 
 
-def _read_tar(
-    stream: IO[bytes], where: str, block_lines: int, counts: LineCounts
-) -> Iterator[tuple[str | None, str]]:
+def _read_tar(stream: IO[bytes], where: str, block_lines: int, counts: LineCounts) -> Iterator[tuple[str | None, str]]:
     with tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
             kind, content = _kind(member.name), tar.extractfile(member) if member.isfile() else None

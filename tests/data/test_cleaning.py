@@ -82,9 +82,7 @@ def test_decontamination_reads_the_folder(write: Callable[..., Path]) -> None:
     )
     kept, counts = cleaned(["x\n", "say: a very small cat\n", "x\n"], config)
     assert kept == ["x\n"]
-    assert counts["decontaminate"]["benchmarks"] == {
-        "blimp": {"items": 1, "checked": 1, "overlap": 1, "documents": 1}
-    }
+    assert counts["decontaminate"]["benchmarks"] == {"blimp": {"items": 1, "checked": 1, "overlap": 1, "documents": 1}}
     assert counts["decontaminate"]["removed"] == {"documents": 1, "lines": 1, "words": 5}
     with pytest.raises(UserError, match="There are no benchmarks in"):
         cleaned([], CleaningConfig(decontaminate=DecontaminationConfig(benchmarks=str(folder.parent))))

@@ -6,7 +6,11 @@ from hgrnx.data.decontamination import Decontaminator, NgramIndex
 
 BENCHMARKS = {
     "blimp": [["The small cat sees every dog here.", "The small cat see every dog here."], ["Too short."]],
-    "glue": [["A small house, near the river: it stands!"], ["the small cat sees every dog now"], ["nothing shared at all"]],
+    "glue": [
+        ["A small house, near the river: it stands!"],
+        ["the small cat sees every dog now"],
+        ["nothing shared at all"],
+    ],
 }
 INDEX = NgramIndex.build(BENCHMARKS, 4)
 

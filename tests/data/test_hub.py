@@ -39,13 +39,13 @@ FILES: dict[str, dict[str, bytes]] = {
 class Hub(BaseHTTPRequestHandler):
     """The part of the hub's interface that reading a dataset needs."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.answer(True)
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.answer(False)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
         asked = self.rfile.read(length).decode()
         paths = json.loads(asked)["paths"] if asked.startswith("{") else [p.split("=")[1] for p in asked.split("&")]
@@ -118,7 +118,9 @@ def test_strict_small_is_downloaded_in_its_layout() -> None:
     files = find_text_files(str(folder), track)
     assert [file.name for file in files] == [f"{name}.train.txt" for name in NAMES]  # no README
     assert {file.split for file in files} == {"train"}
-    assert [document for _, document in read_labelled(files[1], 8, LineCounts())] == ["One line of childes.\nAnother.\n"]
+    assert [document for _, document in read_labelled(files[1], 8, LineCounts())] == [
+        "One line of childes.\nAnother.\n"
+    ]
 
 
 @pytest.mark.usefixtures("hub")

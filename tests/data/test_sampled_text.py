@@ -157,7 +157,9 @@ def test_a_track_of_ones_own(tmp_path: Path) -> None:
     for name, word in (("wiki", "alpha"), ("talk", "beta")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text("".join(f"{word} {n}\n" for n in range(500)))
-    (tmp_path / "pile.jsonl").write_bytes(jsonl([record("ArXiv", n, 5) for n in range(99)] + [record("EuroParl", 1, 9)]))
+    (tmp_path / "pile.jsonl").write_bytes(
+        jsonl([record("ArXiv", n, 5) for n in range(99)] + [record("EuroParl", 1, 9)])
+    )
     track = own_track(
         tmp_path,
         "words: 300\nsources:\n  wiki: {path: wiki}\n  talk: {path: talk/a.txt}\n  pile: {path: pile.jsonl}\n"
