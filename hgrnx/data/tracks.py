@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hgrnx.config import DataConfig
+from hgrnx.data.tokenizer import read_given_tokenizer
 from hgrnx.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the prepared folder's layout; part of its name, so that another version is another dataset."""
 
 
@@ -67,8 +68,11 @@ def dataset_settings(config: DataConfig) -> dict[str, Any]:
         "format": FORMAT,
         "track": track.name,
         "words": config.words or track.words,
-        "vocab_size": config.vocab_size,
     }
+    if config.tokenizer is None:
+        settings["vocab_size"] = config.vocab_size
+    else:
+        settings["tokenizer"] = hashlib.sha256(read_given_tokenizer(config.tokenizer)).hexdigest()
     if track.name == "demo":
         settings["seed"] = config.seed
     else:
@@ -77,9 +81,11 @@ def dataset_settings(config: DataConfig) -> dict[str, Any]:
 
 
 def dataset_name(config: DataConfig) -> str:
-    """Folder name of the prepared dataset: ``<track>-v<vocab_size>-<hash of the settings>``."""
+    """Folder name of the prepared dataset: the track, ``v<vocab_size>`` or ``given`` (tokenizer), a hash of the
+    settings."""
     content = json.dumps(dataset_settings(config), sort_keys=True)
-    return f"{config.track}-v{config.vocab_size}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    kind = "given" if config.tokenizer else f"v{config.vocab_size}"
+    return f"{config.track}-{kind}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def prepare_command(config: DataConfig) -> str:
@@ -91,6 +97,7 @@ def prepare_command(config: DataConfig) -> str:
         parts = [f"hgrnx prepare --track {config.track}"]
         parts += [f"--words {config.words}"] if config.words else []
         parts += [f"--vocab-size {config.vocab_size}"] if "vocab_size" in changed else []
+        parts += [f"--tokenizer {config.tokenizer}"] if config.tokenizer else []
     if config.track != "demo":
         parts.append(f"--source {config.source or 'DIR'}")
     return " ".join(parts)
