@@ -100,8 +100,9 @@ def _key(config: DataConfig, files: Sequence[TextFile]) -> str:
 def _known_source(config: DataConfig, data_root: Path) -> str:
     """Where the text of this track was when it was prepared with other settings."""
     for manifest in sorted(data_root.glob(f"{config.track}-*/manifest.json"), key=lambda path: path.stat().st_mtime):
-        source = json.loads(manifest.read_text(encoding="utf-8")).get("source")
-        if source is not None and Path(source).is_dir():
+        facts = json.loads(manifest.read_text(encoding="utf-8"))
+        source = facts.get("source")
+        if source is not None and facts["settings"]["track"] == config.track and Path(source).is_dir():
             return str(source)
     raise UserError(f"The track {config.track} needs its text: {prepare_command(config)}")
 
@@ -269,6 +270,8 @@ def _write_shards(
     tasks = []
     for split in SPLITS:
         (folder / split).mkdir(exist_ok=True)
+        for left in (folder / split).glob("*.tmp"):  # half written when a call was killed
+            left.unlink()
         for number, segments in enumerate(shard_segments(sources, split)):
             tasks.append(_ShardTask(folder, split, number, segments, sources, tokenizer))
         shards[split] = [{}] * sum(task.split == split for task in tasks)
@@ -376,14 +379,15 @@ class _Meter:
 
     def __init__(self, progress: Progress, stage: str, total: int, before: int = 0) -> None:
         self._progress, self._stage, self._total, self._before = progress, stage, total, before
-        self._next = 0
+        self._next = self._last = 0
         self.now_at(0)
 
     def now_at(self, done: int) -> None:
         done = min(done + self._before, self._total)
         if done >= self._next:
             self._progress(self._stage, done, self._total)
-            self._next = done + self._total // 100 + 1
+            self._last, self._next = done, done + self._total // 100 + 1
 
     def finish(self) -> None:
-        self._progress(self._stage, self._total, self._total)
+        if self._last < self._total:
+            self._progress(self._stage, self._total, self._total)

@@ -35,10 +35,9 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._context = multiprocessing.get_context("spawn")  # safe beside the threads of torch and Ray
-        self._done: Any = self._context.Value("q", 0)
-        self._stop: Any = self._context.Value("b", 0)
         self._pool: ProcessPoolExecutor | None = None
+        self._done: Any = None
+        self._stop: Any = None
 
     def __enter__(self) -> Workers:
         return self
@@ -72,9 +71,11 @@ class Workers:
             for task in tasks:
                 yield task, function(task, tick)
             return
-        self._done.value = 0
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._count, self._context, _start, (self._done, self._stop))
+            context = multiprocessing.get_context("spawn")  # safe beside the threads of torch and Ray
+            self._done, self._stop = context.Value("q", 0), context.Value("b", 0)
+            self._pool = ProcessPoolExecutor(self._count, context, _start, (self._done, self._stop))
+        self._done.value = 0
         waiting: dict[Future[_Result], _Task] = {self._pool.submit(_call, function, task): task for task in tasks}
         try:
             while waiting:
