@@ -60,7 +60,8 @@ class Recipe(_CommonRecipe):
         """What decides the resulting weights: everything but where it is computed and how often it is measured."""
         content = self.model_dump(mode="json", exclude={"launch", "evaluation"})
         data = content["data"]
-        del data["source"], data["enforce_budget"]  # where the text lay: its content is in the dataset's hash
+        for key in ("source", "tokenizer", "enforce_budget"):
+            del data[key]  # where they lie: what they are is in the dataset's hash
         if data["cleaning"]["decontaminate"]:
             del data["cleaning"]["decontaminate"]["benchmarks"]
         for key in ("checkpoint_every", "keep_checkpoints", "log_every"):

@@ -64,6 +64,8 @@ class DataConfig(Section):
     """Refuse runs that break the track's rules (words, passes); ``false`` only warns."""
     vocab_size: int = Field(default=16_000, ge=300, le=1_000_000)
     """Entries of the byte-level BPE vocabulary, special tokens included."""
+    tokenizer: str | None = None
+    """An existing ``tokenizer.json`` (file or folder), instead of one trained on the training text."""
     block_lines: int = Field(default=8, ge=1)
     """For files made of lines: consecutive lines of one file that form one document."""
     seed: int = Field(default=0, ge=0)
@@ -79,6 +81,8 @@ class TrainingConfig(Section):
     """Sequences in a global batch."""
     seq_len: int = Field(default=512, ge=8)
     """Tokens in a sequence."""
+    reset_state: Literal["never", "document"] = "never"
+    """Sequences are cut from all documents in a row; ``document``: none sees what was before it (``cu_seqlens``)."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate, reached after the warm-up."""
     final_learning_rate: float = Field(default=0.0, ge=0, le=1)

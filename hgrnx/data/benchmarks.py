@@ -351,6 +351,7 @@ def _glue_row(item: dict[str, Any], where: str, task: str) -> GlueRow:
         value = item.get(key)
         if type(value) is not kind:
             raise UserError(f"{where}: a row of {task} needs the key '{key}' with a {kind.__name__}.")
+        assert isinstance(value, str | int)
         fields[key] = value
     label = item.get("label")
     if label is not None and type(label) is not int:

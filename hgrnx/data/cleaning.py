@@ -7,28 +7,54 @@ In two parts, so that several processes may do the first: :class:`Cleaner` looks
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hgrnx.config.sections import CleaningConfig
-from hgrnx.data.benchmarks import benchmark_texts
+from hgrnx.config import CleaningConfig
+from hgrnx.data.benchmarks import benchmark_texts, find_benchmarks
 from hgrnx.data.decontamination import Decontaminator, NgramIndex
-from hgrnx.data.duplicates import Copies
+
+
+def index_benchmarks(config: CleaningConfig, folder: Path) -> Path | None:
+    """The file in ``folder`` with the :class:`NgramIndex` of the benchmarks, made if need be; None if not asked for.
+
+    Raises:
+        UserError: they can't be read.
+    """
+    wanted, path = config.decontaminate, folder / "benchmarks.npz"
+    if wanted is None:
+        return None
+    if not path.exists():
+        NgramIndex.build(benchmark_texts(Path(wanted.benchmarks).expanduser()), wanted.ngram).save(path)
+    return path
+
+
+def benchmark_stamps(config: CleaningConfig) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of the benchmarks' files, if they are asked for."""
+    if config.decontaminate is None:
+        return []
+    files = [
+        path
+        for folder in find_benchmarks(Path(config.decontaminate.benchmarks).expanduser()).values()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 class Cleaner:
-    """Unicode normalisation and the search for benchmark text. Made once, then copied to the processes that clean."""
+    """Unicode normalisation and the search for benchmark text, one document at a time."""
 
-    def __init__(self, config: CleaningConfig) -> None:
-        """Reads the benchmarks, if they are asked for. Raises UserError where they can't be read."""
+    def __init__(self, config: CleaningConfig, index: Path | None) -> None:
+        """``index``: what :func:`index_benchmarks` wrote, where ``config.decontaminate`` asks for it."""
         self._form = config.unicode
         self._normalised = 0
         self._decontaminator: Decontaminator | None = None
         if config.decontaminate is not None:
+            assert index is not None
             wanted = config.decontaminate
-            index = NgramIndex.build(benchmark_texts(Path(wanted.benchmarks).expanduser()), wanted.ngram)
-            self._decontaminator = Decontaminator(index, wanted.remove, wanted.threshold)
+            self._decontaminator = Decontaminator(NgramIndex.load(index), wanted.remove, wanted.threshold)
 
     def clean(self, document: str) -> str:
         """What is left of a raw document; empty where nothing is."""
@@ -41,11 +67,16 @@ class Cleaner:
             document = self._decontaminator.clean(document)
         return document
 
-    def merge(self, other: Cleaner) -> None:
-        """Add the counts of a copy that cleaned other documents."""
-        self._normalised += other._normalised
-        if self._decontaminator is not None and other._decontaminator is not None:
-            self._decontaminator.merge(other._decontaminator)
+    def state(self) -> dict[str, Any]:
+        """All counts, for JSON."""
+        found = self._decontaminator
+        return {"normalised": self._normalised, "decontaminator": None if found is None else found.state()}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Add the counts of another one, made alike, that cleaned other documents."""
+        self._normalised += state["normalised"]
+        if self._decontaminator is not None:
+            self._decontaminator.add_state(state["decontaminator"])
 
     def summary(self) -> dict[str, Any]:
         """What was changed, by option; only of the options asked for."""
@@ -59,14 +90,6 @@ class Cleaner:
                 "removed": self._decontaminator.removed,
             }
         return counts
-
-
-def clean_documents(documents: Iterable[str], cleaner: Cleaner, copies: Copies) -> Iterator[str]:
-    """The documents that remain, changed as asked for, in order."""
-    for document in documents:
-        cleaned = cleaner.clean(document)
-        if cleaned and not copies.is_copy(cleaned):
-            yield cleaned
 
 
 def _lines_with_text(text: str) -> str:

@@ -9,6 +9,9 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +56,7 @@ class _Hasher:
 
 @dataclass(frozen=True)
 class NgramIndex:
-    """The runs of words of the benchmarks. Built once; processes get a copy with the stage that uses it."""
+    """The runs of words of the benchmarks, as hashes: none of their text."""
 
     ngram: int
     names: tuple[str, ...]
@@ -89,6 +92,31 @@ class NgramIndex:
             pairs.append(np.stack(np.divmod(both, items[bit] + 1), axis=1))
         return cls(ngram, tuple(texts), tuple(items), runs_G, benchmarks_G, tuple(pairs))
 
+    def save(self, path: Path) -> None:
+        """Write it aside and rename, for other processes to :meth:`load`."""
+        aside = path.with_name(f"aside-{path.name}")
+        names = np.array(self.names)
+        pairs = {f"pairs{bit}": pairs for bit, pairs in enumerate(self.pairs)}
+        np.savez(
+            aside, ngram=self.ngram, names=names, items=self.items, runs=self.runs_G, bits=self.benchmarks_G, **pairs
+        )
+        aside.rename(path)
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def load(path: Path) -> NgramIndex:
+        """What :meth:`save` wrote; read once in a process."""
+        with np.load(path) as content:
+            names = tuple(content["names"].tolist())
+            return NgramIndex(
+                int(content["ngram"]),
+                names,
+                tuple(content["items"].tolist()),
+                content["runs"],
+                content["bits"],
+                tuple(content[f"pairs{bit}"] for bit in range(len(names))),
+            )
+
 
 class Decontaminator:
     """Finds, and where asked to leaves out, what documents have in common with the benchmarks; counts it."""
@@ -123,11 +151,16 @@ class Decontaminator:
         self._note_removed("\n".join(gone), len(gone), 0 if kept else 1)
         return "".join(line + "\n" for line in kept)
 
-    def merge(self, other: Decontaminator) -> None:
+    def state(self) -> dict[str, Any]:
+        """All counts, for JSON."""
+        hits = np.flatnonzero(self._hit_G).tolist()
+        return {"hits": hits, "documents": self._documents.tolist(), "removed": self.removed}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
         """Add the counts of another one with the same index."""
-        self._hit_G |= other._hit_G
-        self._documents += other._documents
-        for key, count in other.removed.items():
+        self._hit_G[state["hits"]] = True
+        self._documents += state["documents"]
+        for key, count in state["removed"].items():
             self.removed[key] += count
 
     def report(self) -> dict[str, dict[str, int]]:

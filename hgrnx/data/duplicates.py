@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from hgrnx.config.sections import NearDuplicatesConfig
+from hgrnx.config import CleaningConfig, NearDuplicatesConfig
+from hgrnx.data.text_store import StoredText
 from hgrnx.errors import UserError
 
 _PERMUTATIONS = 128
 _SEED = 1
 _RECALL = 0.9
+_BATCH_BYTES = 1 << 20
 _WORD = re.compile(r"\w+")
 
 
@@ -86,6 +88,13 @@ class Copies:
         if near is not None:
             self._counts["near_duplicates"] = {"documents": 0, "words": 0}
 
+    @classmethod
+    def wanted(cls, config: CleaningConfig) -> Copies | None:
+        """What ``config`` asks for; None if nothing."""
+        if not config.exact_duplicates and config.near_duplicates is None:
+            return None
+        return cls(config.exact_duplicates, config.near_duplicates)
+
     def is_copy(self, document: str) -> bool:
         """Whether ``document`` is to be left out; if not, later ones are compared with it."""
         if self._exact is not None and self._exact.is_copy(document):
@@ -93,6 +102,16 @@ class Copies:
         if self._near is not None and self._near.is_copy(document):
             return self._counted("near_duplicates", document)
         return False
+
+    def among(self, stored: StoredText) -> np.ndarray:
+        """Bool, for every document of a stored source: whether it is to be left out."""
+        copies = np.zeros(stored.facts["documents"], dtype=bool)
+        number = 0
+        for batch in stored.documents(np.arange(len(copies)), _BATCH_BYTES):
+            for document in batch:
+                copies[number] = self.is_copy(document.decode())
+                number += 1
+        return copies
 
     def summary(self) -> dict[str, Any]:
         """Documents and words left out, by kind; only of the kinds asked for."""

@@ -21,6 +21,8 @@ class HubFile:
     dataset: str
     commit: str
     name: str
+    size: int
+    """In bytes, as far as the hub says it."""
 
     def open(self, mode: str) -> BinaryIO:
         """The file's bytes as a stream that is fetched while it is read."""
@@ -44,15 +46,16 @@ def hub_files(source: HubSource, track: str) -> list[HubFile]:
     from huggingface_hub import HfApi
 
     with _explained(source, track):
-        info = HfApi(endpoint=_endpoint()).dataset_info(source.dataset, revision=source.revision)
-    names = sorted(sibling.rfilename for sibling in info.siblings or [])
+        info = HfApi(endpoint=_endpoint()).dataset_info(source.dataset, revision=source.revision, files_metadata=True)
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    names = sorted(sizes)
     chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in source.files)]
     if not chosen:
         raise UserError(
             f"{source.dataset} on the hub has no file {' or '.join(source.files)} at revision {source.revision}; "
             f"it has {', '.join(names[:8]) or 'none'}."
         )
-    return [HubFile(source.dataset, str(info.sha), name) for name in chosen]
+    return [HubFile(source.dataset, str(info.sha), name, sizes[name]) for name in chosen]
 
 
 def download(source: HubSource, track: str) -> tuple[Path, str]:
@@ -63,15 +66,16 @@ def download(source: HubSource, track: str) -> tuple[Path, str]:
     """
     from huggingface_hub import snapshot_download
 
+    commit = hub_files(source, track)[0].commit  # says at once if the hub can't be reached; the download tries for long
     with _explained(source, track):
         folder = snapshot_download(
             source.dataset,
             repo_type="dataset",
-            revision=source.revision,
+            revision=commit,
             allow_patterns=list(source.files),
             endpoint=_endpoint(),
         )
-    return Path(folder), Path(folder).name  # the hub's cache has a folder for each commit
+    return Path(folder), commit
 
 
 def _endpoint() -> str | None:

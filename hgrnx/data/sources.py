@@ -12,8 +12,8 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, cast
 
@@ -40,12 +40,23 @@ READABLE = ".txt, .train, .dev, .jsonl, .tar (each also .gz or .zst) and .parque
 class TextFile:
     """One file of a source folder. ``name`` is its path relative to that folder."""
 
-    path: Path | HubFile
+    path: Path
     name: str
     split: Split
     kind: str
+
+
+@dataclass(frozen=True)
+class DomainFile:
+    """One file that domains are sampled from."""
+
+    path: Path | HubFile
+    name: str
+    kind: str
+    size: int
+    """In bytes; 0 where the hub does not say it."""
     domain: str | None = None
-    """Of documents that do not name their domain themselves."""
+    """Of the documents that do not name theirs in ``meta.pile_set_name``."""
 
 
 @dataclass
@@ -98,7 +109,7 @@ def find_text_files(source: str, track: Track) -> list[TextFile]:
     return files
 
 
-def find_domain_files(track: Track, source: str | None) -> list[TextFile]:
+def find_domain_files(track: Track, source: str | None) -> list[DomainFile]:
     """The files that the domains of a track are sampled from: those of ``source``, or of the track's own sources.
 
     Documents name their domain in ``meta.pile_set_name``. Where they do not, it is the one whose name the file or
@@ -109,32 +120,27 @@ def find_domain_files(track: Track, source: str | None) -> list[TextFile]:
     """
     if source is not None:
         known = {_plain(name): name for name in track.domains}
-        files = [file for file in find_text_files(source, track) if file.split == "train"]
-        return [replace(file, domain=_named_domain(file.name, known)) for file in files]
-    files = []
+        return [
+            DomainFile(file.path, file.name, file.kind, file.path.stat().st_size, _named_domain(file.name, known))
+            for file in find_text_files(source, track)
+            if file.split == "train"
+        ]
+    files: list[DomainFile] = []
     for key, place in track.sources.items():
         domains = [name for name, domain in track.domains.items() if (domain.source or name) == key]
         only = domains[0] if len(domains) == 1 else None
         if place.hub is not None:
-            found = [
-                TextFile(path, f"{key}/{path.name}", "train", kind)
-                for path in hub_files(place.hub, track.name)
-                if (kind := _kind(path.name)) is not None
-            ]
-            if not found:
-                raise UserError(f"{place.hub.dataset} on the hub has no text in {place.hub.files}: {READABLE}.")
-        else:
+            found = [(path, path.name, path.size) for path in hub_files(place.hub, track.name)]
+        elif Path(str(place.path)).is_file():
             path = Path(str(place.path))
-            kind = _kind(path.name)
-            if path.is_file() and kind is None:
-                raise UserError(
-                    f"sources.{key} of the track {track.name}: {path} is no text file; these are {READABLE}."
-                )
-            if path.is_file():
-                found = [TextFile(path, f"{key}/{path.name}", "train", str(kind))]
-            else:
-                found = [replace(file, name=f"{key}/{file.name}") for file in find_text_files(str(path), track)]
-        files += [replace(file, domain=only) for file in found if file.split == "train"]
+            found = [(path, path.name, path.stat().st_size)]
+        else:
+            inner = [file for file in find_text_files(str(place.path), track) if file.split == "train"]
+            found = [(file.path, file.name, file.path.stat().st_size) for file in inner]
+        readable = [(path, name, kind, size) for path, name, size in found if (kind := _kind(name)) is not None]
+        if not readable:
+            raise UserError(f"sources.{key} of the track {track.name} has no text files: these are {READABLE}.")
+        files += [DomainFile(path, f"{key}/{name}", kind, size, only) for path, name, kind, size in readable]
     return files
 
 
@@ -159,15 +165,23 @@ def read_documents(file: TextFile, block_lines: int, counts: LineCounts) -> Iter
     return (document for _, document in read_labelled(file, block_lines, counts))
 
 
-def read_labelled(file: TextFile, block_lines: int, counts: LineCounts) -> Iterator[tuple[str | None, str]]:
-    """:func:`read_documents` with each document's ``meta.pile_set_name``, None where it has none."""
-    found = False
+def read_labelled(
+    file: TextFile | DomainFile, block_lines: int, counts: LineCounts, tick: Callable[[int], None] = lambda read: None
+) -> Iterator[tuple[str | None, str]]:
+    """:func:`read_documents` with each document's ``meta.pile_set_name``, None where it has none.
+
+    ``tick`` is told how many more bytes of the file have been read.
+    """
+    found, position = False, 0
     try:
         with file.path.open("rb") as stream:
             for label, document in _read(cast(BinaryIO, stream), str(file.path), file.kind, block_lines, counts):
                 found = True
                 counts.nul_characters += document.count("\0")
                 yield label, document
+                read = max(position, stream.tell())
+                tick(read - position)
+                position = read
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise UserError(f"{file.path} is damaged or cut short: {error}. Get the file again.") from None
     except OSError as error:

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,10 @@ from pydantic import Field, model_validator
 from hgrnx.config import DataConfig
 from hgrnx.config.files import parse_yaml, validated
 from hgrnx.config.sections import Section
+from hgrnx.data.tokenizer import read_given_tokenizer
 from hgrnx.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the prepared folder's layout; part of its name, so that another version is another dataset."""
 
 HUB = "hub"
@@ -90,8 +91,8 @@ class Track(Section):
     hub: HubSource | None = None
     others: int | None = Field(default=None, gt=0)
     """Words shared by the domains that have a ``size``."""
-    sources: dict[str, TrackSource] = {}
-    domains: dict[str, Domain] = {}
+    sources: Mapping[str, TrackSource] = Field(default_factory=dict)
+    domains: Mapping[str, Domain] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Track:
@@ -246,8 +247,11 @@ def dataset_settings(config: DataConfig) -> dict[str, Any]:
         "format": FORMAT,
         "track": track.name,
         "words": config.words or track.words,
-        "vocab_size": config.vocab_size,
     }
+    if config.tokenizer is None:
+        settings["vocab_size"] = config.vocab_size
+    else:
+        settings["tokenizer"] = hashlib.sha256(read_given_tokenizer(config.tokenizer)).hexdigest()
     if track.name != "demo":
         settings["definition"] = _definition_hash(track)
         settings["block_lines"] = config.block_lines
@@ -270,10 +274,12 @@ def _definition_hash(track: Track) -> str:
 
 
 def dataset_name(config: DataConfig) -> str:
-    """Folder name of the prepared dataset: ``<track>-v<vocab_size>-<hash of the settings>``."""
+    """Folder name of the prepared dataset: the track, ``v<vocab_size>`` or ``given`` (tokenizer), a hash of the
+    settings."""
     settings = dataset_settings(config)
     content = json.dumps(settings, sort_keys=True)
-    return f"{settings['track']}-v{config.vocab_size}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    kind = "given" if config.tokenizer else f"v{config.vocab_size}"
+    return f"{settings['track']}-{kind}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def prepare_command(config: DataConfig) -> str:
@@ -285,6 +291,7 @@ def prepare_command(config: DataConfig) -> str:
         parts = [f"hgrnx prepare --track {config.track}"]
         parts += [f"--words {config.words}"] if config.words else []
         parts += [f"--vocab-size {config.vocab_size}"] if "vocab_size" in changed else []
+        parts += [f"--tokenizer {config.tokenizer}"] if config.tokenizer else []
     if config.track != "demo":
         parts.append(f"--source {config.source or 'DIR'}")
     return " ".join(parts)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hgrnx.config import DataConfig
-from hgrnx.config.sections import CleaningConfig, DecontaminationConfig, NearDuplicatesConfig
-from hgrnx.data.cleaning import Cleaner, clean_documents
+from hgrnx.config import CleaningConfig, DataConfig, DecontaminationConfig, NearDuplicatesConfig
+from hgrnx.data.cleaning import Cleaner, index_benchmarks
 from hgrnx.data.duplicates import Copies, _bands
 from hgrnx.data.sources import LineCounts, find_text_files, read_documents
 from hgrnx.data.tracks import find_track
@@ -18,9 +17,11 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 TEXT = "the quick brown fox jumps over a lazy dog and runs into the deep dark forest where many trees grow old"
 
 
-def cleaned(documents: list[str], config: CleaningConfig) -> tuple[list[str], dict]:
-    cleaner, copies = Cleaner(config), Copies(config.exact_duplicates, config.near_duplicates)
-    return list(clean_documents(documents, cleaner, copies)), {**cleaner.summary(), **copies.summary()}
+def cleaned(documents: list[str], config: CleaningConfig, folder: Path = Path()) -> tuple[list[str], dict]:
+    cleaner = Cleaner(config, index_benchmarks(config, folder))
+    copies = Copies(config.exact_duplicates, config.near_duplicates)
+    kept = [text for text in map(cleaner.clean, documents) if text and not copies.is_copy(text)]
+    return kept, {**cleaner.summary(), **copies.summary()}
 
 
 def test_off_unless_asked_for() -> None:
@@ -74,25 +75,28 @@ def test_bands_find_nine_in_ten(threshold: float) -> None:
     assert 1 - (1 - threshold**rows) ** bands >= 0.9
 
 
-def test_decontamination_reads_the_folder(write: Callable[..., Path]) -> None:
+def test_decontamination_reads_the_folder(write: Callable[..., Path], tmp_path: Path) -> None:
     pair = {"sentence_good": "A very small cat sees nine dogs.", "sentence_bad": "A very small cat see nine dogs."}
     folder = write({"blimp_filtered/a.jsonl": json.dumps(pair)})
     config = CleaningConfig(
         decontaminate=DecontaminationConfig(benchmarks=str(folder), ngram=4, remove="documents"), exact_duplicates=True
     )
-    kept, counts = cleaned(["x\n", "say: a very small cat\n", "x\n"], config)
+    kept, counts = cleaned(["x\n", "say: a very small cat\n", "x\n"], config, tmp_path)
     assert kept == ["x\n"]
     assert counts["decontaminate"]["benchmarks"] == {"blimp": {"items": 1, "checked": 1, "overlap": 1, "documents": 1}}
     assert counts["decontaminate"]["removed"] == {"documents": 1, "lines": 1, "words": 5}
     with pytest.raises(UserError, match="There are no benchmarks in"):
-        cleaned([], CleaningConfig(decontaminate=DecontaminationConfig(benchmarks=str(folder.parent))))
+        cleaned(
+            [], CleaningConfig(decontaminate=DecontaminationConfig(benchmarks=str(folder / "blimp_filtered"))), folder
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "babylm").is_dir(), reason="the BabyLM-like text is not on this machine")
-def test_real_text_does_not_overlap_with_blimp_and_ewok() -> None:
+def test_real_text_does_not_overlap_with_blimp_and_ewok(tmp_path: Path) -> None:
     """What the text's own description says of it, found again; 8-grams."""
-    cleaner = Cleaner(CleaningConfig(decontaminate=DecontaminationConfig(benchmarks=str(SHARED / "eval"))))
+    config = CleaningConfig(decontaminate=DecontaminationConfig(benchmarks=str(SHARED / "eval")))
+    cleaner = Cleaner(config, index_benchmarks(config, tmp_path))
     for file in find_text_files(str(SHARED / "babylm"), find_track(DataConfig(track="strict-small"))):
         for document in read_documents(file, 8, LineCounts()):
             assert cleaner.clean(document) is document

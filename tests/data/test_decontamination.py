@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import pickle
+import json
+from pathlib import Path
 
 from hgrnx.data.decontamination import Decontaminator, NgramIndex
 
@@ -52,13 +53,15 @@ def test_threshold_is_a_share_of_words() -> None:
     assert Decontaminator(INDEX, "lines", 0.49).clean(text) == ""
 
 
-def test_copies_count_together() -> None:
-    first, second = pickle.loads(pickle.dumps((Decontaminator(INDEX, "lines"), Decontaminator(INDEX, "lines"))))
+def test_several_count_together(tmp_path: Path) -> None:
+    INDEX.save(tmp_path / "index.npz")
+    index = NgramIndex.load(tmp_path / "index.npz")
+    first, second = Decontaminator(index, "lines"), Decontaminator(index, "lines")
     whole = Decontaminator(INDEX, "lines")
     texts = ["the small cat sees\n", "x\nhouse near the river\n", "sees every dog here\n", "\n"]
     for number, text in enumerate(texts):
         assert (first, second)[number % 2].clean(text) == whole.clean(text)
-    first.merge(second)
+    first.add_state(json.loads(json.dumps(second.state())))
     assert first.report() == whole.report() and first.removed == whole.removed
     assert whole.report()["blimp"]["documents"] == 2
 

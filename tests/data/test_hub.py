@@ -62,7 +62,7 @@ class Hub(BaseHTTPRequestHandler):
             elif "tree" in parts:
                 self.send(json.dumps([self.entry(dataset, name) for name in FILES[dataset]]).encode())
             else:
-                siblings = [{"rfilename": name} for name in FILES[dataset]]
+                siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES[dataset].items()]
                 self.send(json.dumps({"id": dataset, "sha": COMMIT, "siblings": siblings}).encode())
             return
         dataset, name = "/".join(parts[1:3]), "/".join(parts[5:])

@@ -6,15 +6,17 @@ import json
 import random
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from hgrnx.config import DataConfig
-from hgrnx.config.sections import CleaningConfig, NearDuplicatesConfig
-from hgrnx.data.sampled_text import SampledText, write_sample
-from hgrnx.data.tracks import domain_words, load_track
+from hgrnx.config import CleaningConfig, DataConfig, NearDuplicatesConfig
+from hgrnx.data.sampled_text import sampled_text
+from hgrnx.data.sources import find_domain_files
+from hgrnx.data.tracks import domain_words, find_track, load_track
+from hgrnx.data.workers import Workers
 from hgrnx.errors import UserError
 
 PILE = load_track("pile-10m")
@@ -69,10 +71,18 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pile(tmp_path_factory.mktemp("pile"), pile_records())
 
 
-def sample(source: Path | None, folder: Path, *, readers: int = 1, **changes: object) -> SampledText:
-    folder.mkdir()
+def sample(source: Path | None, folder: Path, *, readers: int = 1, **changes: object) -> dict[str, Any]:
+    """Write the sample into ``folder``; what is noted of it."""
+    (folder / "work").mkdir(parents=True)
     values = {"track": "pile-10m", "words": 20_000, "source": str(source) if source else None, **changes}
-    return write_sample(DataConfig(**values), folder, readers=readers)  # type: ignore[arg-type]
+    config = DataConfig(**values)  # type: ignore[arg-type]
+    inputs = find_domain_files(find_track(config), config.source)
+    ticks: list[int] = []
+    with Workers(readers) as pool:
+        text = sampled_text(config, inputs, folder, None, pool, readers, ticks.append)
+    assert ticks == sorted(ticks) and ticks[-1] <= sum(file.size for file in inputs)
+    assert [file.name for file in text.files(folder)] == sorted(content(folder))
+    return text.facts
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -90,22 +100,22 @@ def test_every_domain_has_its_share_of_table_1(pile: Path, tmp_path: Path) -> No
     written = {name: words_in(data) for name, data in content(tmp_path / "a").items()}
     for name, budget in budgets.items():
         stem = "".join(c if c.isalnum() else "-" for c in name).strip("-").replace("--", "-")
-        assert written[f"{stem}.train.jsonl"] == budget == text.domains[name]["train"]
-        assert text.domains[name]["words"] >= 700
+        assert written[f"{stem}.train.jsonl"] == budget == text["domains"][name]["train"]
+        assert text["domains"][name]["available_words"] >= 700
     assert budgets["Pile-CC"] / 20_000 == pytest.approx(0.4900, abs=1e-4)
     assert budgets["OpenWebText2"] / 20_000 == pytest.approx(0.3079, abs=1e-4)
-    assert not (tmp_path / "a" / "waiting").exists()
+    assert not (tmp_path / "a" / "work" / "waiting").exists()
     train = {line for name, data in content(tmp_path / "a").items() if ".train." in name for line in data.splitlines()}
     dev = {line for name, data in content(tmp_path / "a").items() if ".dev." in name for line in data.splitlines()}
     assert dev and not train & dev
-    assert {row["name"] for row in text.inputs} == {
+    assert {row["name"] for row in text["inputs"]} == {
         "train/00.jsonl.zst",
         "train/01.jsonl.gz",
         "02.jsonl",
         "03.parquet",
         "rest.jsonl.zst.tar",
     }
-    assert sum(row["lines"] for row in text.inputs) >= len(pile_records())
+    assert sum(row["lines"] for row in text["inputs"]) >= len(pile_records())
 
 
 def test_readers_order_and_files_do_not_matter(pile: Path, tmp_path: Path) -> None:
@@ -116,7 +126,7 @@ def test_readers_order_and_files_do_not_matter(pile: Path, tmp_path: Path) -> No
     (tmp_path / "flat" / "all.jsonl").write_bytes(jsonl(everything + everything[:50]))  # some twice
     flat = sample(tmp_path / "flat", tmp_path / "other")
     assert content(tmp_path / "one") == content(tmp_path / "four") == content(tmp_path / "other")
-    assert 0 < sum(row["equal_documents"] for row in flat.domains.values()) <= 50
+    assert 0 < sum(row["equal_documents"] for row in flat["domains"].values()) <= 50
     sample(pile, tmp_path / "seed", seed=1)
     assert content(tmp_path / "seed") != content(tmp_path / "one")
 
@@ -124,10 +134,10 @@ def test_readers_order_and_files_do_not_matter(pile: Path, tmp_path: Path) -> No
 def test_a_domain_of_the_others_without_text_leaves_its_words(tmp_path: Path) -> None:
     records = [r for r in pile_records() if r["meta"] != {"pile_set_name": "Books3"}]
     text = sample(write_pile(tmp_path / "p", records), tmp_path / "a")
-    assert text.domains["Books3"] == {"documents": 0, "words": 0, "budget": 0}
-    assert sum(row.get("train", 0) for row in text.domains.values()) == 20_000
-    assert text.domains["ArXiv"]["train"] > domain_words(PILE, 20_000)["ArXiv"]
-    assert text.domains["Pile-CC"]["train"] == domain_words(PILE, 20_000)["Pile-CC"]
+    assert set(text["domains"]["Books3"].values()) == {0}
+    assert sum(row["train"] for row in text["domains"].values()) == 20_000
+    assert text["domains"]["ArXiv"]["train"] > domain_words(PILE, 20_000)["ArXiv"]
+    assert text["domains"]["Pile-CC"]["train"] == domain_words(PILE, 20_000)["Pile-CC"]
 
 
 def test_too_little_text_is_refused_by_domain(pile: Path, tmp_path: Path) -> None:
@@ -166,8 +176,8 @@ def test_a_track_of_ones_own(tmp_path: Path) -> None:
         "domains:\n  wiki: {share: 0.5}\n  talk: {words: 100}\n  ArXiv: {words: 50, source: pile}\n",
     )
     text = sample(None, tmp_path / "a", track=track, words=None, block_lines=2)
-    assert {name: row["train"] for name, row in text.domains.items()} == {"wiki": 150, "talk": 100, "ArXiv": 50}
-    assert text.other_domains == {"EuroParl": 1}
+    assert {name: row["train"] for name, row in text["domains"].items()} == {"wiki": 150, "talk": 100, "ArXiv": 50}
+    assert text["other_domains"] == {"EuroParl": 1}
     assert b"beta" not in content(tmp_path / "a")["wiki.train.jsonl"]
     assert json.loads(content(tmp_path / "a")["wiki.train.jsonl"].splitlines()[0])["text"].count("\n") == 2
 
@@ -194,8 +204,8 @@ def test_cleaning_is_done_before_the_budget_is_counted(tmp_path: Path) -> None:
     track = own_track(tmp_path, "words: 600\nsources: {a: {path: a}}\ndomains: {a: {share: 1.0}}\n")
     cleaning = CleaningConfig(near_duplicates=NearDuplicatesConfig(threshold=0.7), unicode="NFC")
     text = sample(None, tmp_path / "out", track=track, words=None, cleaning=cleaning)
-    assert text.domains["a"]["train"] == 600
+    assert text["domains"]["a"]["train"] == 600
     starts = [json.loads(line)["text"].split()[0] for line in content(tmp_path / "out")["a.train.jsonl"].splitlines()]
     assert len(starts) == len(set(starts))
-    assert text.cleaning["near_duplicates"]["documents"] > 0
-    assert text.cleaning["unicode"] == {"form": "NFC", "documents": 0}
+    assert text["cleaning"]["near_duplicates"]["documents"] > 0
+    assert text["cleaning"]["unicode"] == {"form": "NFC", "documents": 0}
