@@ -71,8 +71,10 @@ def _run(recipe: object, home: Path | None, fresh: bool) -> None:
 
 @app.command()
 def prepare(
-    track: Annotated[str, typer.Option(help="demo, strict-small or strict.")] = "demo",
-    source: Annotated[Path | None, typer.Option(help="Folder of text files, in BabyLM's layout or flat.")] = None,
+    track: Annotated[
+        str, typer.Option(help="demo, strict-small, strict, pile-10m, pile-100m or a .yaml file.")
+    ] = "demo",
+    source: Annotated[Path | None, typer.Option(help="Folder of text files; without, the Hugging Face hub.")] = None,
     words: Annotated[int | None, typer.Option(help="Use only this many words of the track.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Entries of the BPE vocabulary [16000].")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take the data settings of this recipe.")] = None,
@@ -142,6 +144,9 @@ def export_run(
     home: Home = None,
 ) -> None:
     """Write a Hugging Face folder with a model card, which transformers (and for HGRN2 FLA, on a GPU) opens."""
+    import shutil
+
+    from hgrnx.data.run_ledger import LEDGER
     from hgrnx.models.folders import save_folder
     from hgrnx.paths import resolve_places
     from hgrnx.report.card import model_card
@@ -151,6 +156,8 @@ def export_run(
         raise UserError(f"{folder} is not empty. Give a new folder.")
     opened = open_model(run, resolve_places(home))
     save_folder(opened.model, folder, opened.tokenizer_dir)
+    if (opened.folder / LEDGER).is_file():  # what the model has read, for those who learn from it
+        shutil.copy(opened.folder / LEDGER, folder / LEDGER)
     if (opened.folder / "result.json").is_file():
         card = model_card(opened.folder, opened.model.config.architecture, folder.name)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hgrnx.config import Recipe, load_recipe
+from hgrnx.data.run_ledger import LEDGER, print_run_ledger
 from hgrnx.errors import UserError
 from hgrnx.models import LanguageModel, empty_model
 from hgrnx.models.folders import assign_weights, load_folder
@@ -127,7 +128,7 @@ def print_runs(places: Places, console: Console) -> None:
 
 
 def print_run(name: str, places: Places, console: Console) -> None:
-    """Everything a run folder says of a run: recipe, environment, result, scores."""
+    """Everything a run folder says of a run: recipe, environment, result, ledger of words, scores."""
     folder = find_run(name, places)
     console.print(f"[bold]{folder.name}[/bold] ({status(folder)})\n{folder}\n", highlight=False)
     for file in ("recipe.yaml", "environment.json", "result.json", "summary.md"):
@@ -137,6 +138,8 @@ def print_run(name: str, places: Places, console: Console) -> None:
                 highlight=False,
                 markup=True,
             )
+    if (folder / LEDGER).is_file():
+        print_run_ledger(read_json(folder / LEDGER), console)
     final = folder / "eval" / "final.json"
     if final.is_file():
         console.print("[bold]eval/final.json[/bold]")

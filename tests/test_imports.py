@@ -28,7 +28,7 @@ ALLOWED = {
     "report": BASE,
     "bench": BASE | {"ops", "models", "objectives", "training", "tracking", "report"},
     "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking"},
-    "runs": BASE | {"models", "training"},
+    "runs": BASE | {"models", "data", "training"},
     "launch": BASE | {"models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
     "cli": BASE | {"models", "data", "tracking", "report", "runs", "launch", "bench", "doctor"},
 }
@@ -43,8 +43,21 @@ OWNERS = {
     "mamba_ssm": ("ops/",),
     "typer": ("cli.py",),
     "matplotlib": ("report/",),
+    "huggingface_hub": ("data/hub.py",),
+    "rensa": ("data/duplicates.py",),
 }
-ABSENT = ("ray", "deepspeed", "mlflow", "triton", "fla", "datasets", "matplotlib", "transformers")
+ABSENT = (
+    "ray",
+    "deepspeed",
+    "mlflow",
+    "triton",
+    "fla",
+    "datasets",
+    "matplotlib",
+    "transformers",
+    "huggingface_hub",
+    "rensa",
+)
 
 
 def imported_modules(path: Path) -> set[str]:

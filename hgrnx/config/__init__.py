@@ -18,17 +18,22 @@ from hgrnx.config.models import (
 )
 from hgrnx.config.recipes import AnyRecipe, DistillRecipe, Recipe, flatten, run_name, to_yaml
 from hgrnx.config.sections import (
+    CleaningConfig,
     DataConfig,
+    DecontaminationConfig,
     DistillConfig,
     EvaluationConfig,
     LaunchConfig,
+    NearDuplicatesConfig,
     TrainingConfig,
 )
 
 __all__ = [
     "ARCHITECTURES",
     "AnyRecipe",
+    "CleaningConfig",
     "DataConfig",
+    "DecontaminationConfig",
     "DistillConfig",
     "DistillRecipe",
     "Duration",
@@ -38,6 +43,7 @@ __all__ = [
     "LaunchConfig",
     "MambaConfig",
     "ModelConfig",
+    "NearDuplicatesConfig",
     "Recipe",
     "TrainingConfig",
     "TransformerConfig",

@@ -1,4 +1,4 @@
-"""Recipes from YAML files and dotted overrides; all problems are raised together, with the nearest right key."""
+"""Recipes, and other YAML files, as typed values; all problems are raised together, with the nearest right key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,7 @@ from hgrnx.config.models import ARCHITECTURES
 from hgrnx.config.recipes import AnyRecipe, DistillRecipe, Recipe
 from hgrnx.errors import UserError
 
+_M = TypeVar("_M", bound=BaseModel)
 _MODEL_SECTIONS = ("model", "teacher", "student")
 
 
@@ -33,7 +34,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> AnyRecipe:
         UserError: no such recipe, not YAML, or one or more wrong keys or values; all of them are named.
     """
     where, text = _read_recipe(name_or_path)
-    values = _parse_yaml(text, where)
+    values = parse_yaml(text, where)
     problems: list[str] = []
     for override in overrides:
         key, equals, raw = override.partition("=")
@@ -44,13 +45,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     kind: type[Recipe] | type[DistillRecipe] = (
         DistillRecipe if {"student", "teacher", "twin"} & values.keys() else Recipe
     )
-    return _validate(kind, values, where, problems)
+    return validated(kind, values, f"recipe {where}", problems)
 
 
 def recipe_from_dict(values: dict[str, Any], where: str = "recipe") -> AnyRecipe:
     """The inverse of ``model_dump(mode="json")``. Raises :class:`UserError` naming every wrong key."""
     kind: type[Recipe] | type[DistillRecipe] = DistillRecipe if "student" in values else Recipe
-    return _validate(kind, values, where, [])
+    return validated(kind, values, f"recipe {where}")
 
 
 def _read_recipe(name_or_path: str) -> tuple[str, str]:
@@ -92,7 +93,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+def parse_yaml(text: str, where: str, what: str = "recipe") -> dict[str, Any]:
+    """The mapping in ``text``. Raises :class:`UserError` naming the line that is not YAML."""
     try:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -100,7 +102,7 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(values, dict):
-        raise UserError(f"{where} is {'empty' if values is None else 'not a mapping'}: a recipe is 'key: value' lines.")
+        raise UserError(f"{where} is {'empty' if values is None else 'not a mapping'}: a {what} is 'key: value' lines.")
     return values
 
 
@@ -124,18 +126,19 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, problems: list[str
     values[last] = value
 
 
-def _validate(kind: type[Any], values: dict[str, Any], where: str, problems: list[str]) -> Any:
-    recipe = None
+def validated(kind: type[_M], values: dict[str, Any], where: str, problems: Sequence[str] = ()) -> _M:
+    """``values`` as a ``kind``. Raises :class:`UserError` with every wrong key and value, after ``problems``."""
+    problems = list(problems)
     try:
         # Through JSON, so that strict mode takes lists for tuples but still refuses "512" and true for numbers.
-        recipe = kind.model_validate_json(json.dumps(values, default=str))
+        result = kind.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        problems += [_explain(kind, item) for item in error.errors()]
+        problems += [line for item in error.errors() for line in _explain(kind, item).split("\n")]
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UserError(f"The recipe {where} has {count}:\n{lines}")
-    return recipe
+        raise UserError(f"The {where} has {count}:\n{lines}")
+    return result
 
 
 def _explain(kind: type[BaseModel], item: Any) -> str:

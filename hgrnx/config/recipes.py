@@ -59,7 +59,11 @@ class Recipe(_CommonRecipe):
     def identity(self) -> dict[str, Any]:
         """What decides the resulting weights: everything but where it is computed and how often it is measured."""
         content = self.model_dump(mode="json", exclude={"launch", "evaluation"})
-        del content["data"]["source"]  # where the text lay; its content is in the dataset's hash
+        data = content["data"]
+        for key in ("source", "tokenizer", "enforce_budget"):
+            del data[key]  # where they lie: what they are is in the dataset's hash
+        if data["cleaning"]["decontaminate"]:
+            del data["cleaning"]["decontaminate"]["benchmarks"]
         for key in ("checkpoint_every", "keep_checkpoints", "log_every"):
             del content["training"][key]
         return content

@@ -15,21 +15,61 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+class NearDuplicatesConfig(Section):
+    """Documents that resemble an earlier one are left out (MinHash over runs of words)."""
+
+    threshold: float = Field(default=0.8, gt=0, lt=1)
+    """Jaccard similarity of the sets of word runs, from which a document counts as a copy."""
+    ngram: int = Field(default=5, ge=1)
+    """Words in a run."""
+
+
+class DecontaminationConfig(Section):
+    """Words that the training text and the benchmarks have in common; reported, and left out if asked for."""
+
+    benchmarks: str
+    """Folder with the benchmarks' files (``blimp_filtered/``, ``ewok/``, ...). Its place is no part of the identity."""
+    ngram: int = Field(default=8, ge=3)
+    """Consecutive words, without punctuation and case, that make an overlap."""
+    remove: Literal["nothing", "lines", "documents"] = "nothing"
+    """What of the text is left out where it overlaps; ``nothing`` only reports."""
+    threshold: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a line's (document's) words inside overlaps above which it is left out; 0 for any overlap."""
+
+
+class CleaningConfig(Section):
+    """What is done to the documents before anything is counted; each part is off unless asked for."""
+
+    unicode: Literal["NFC", "NFKC"] | None = None
+    """Unicode normalisation form of the text."""
+    exact_duplicates: bool = False
+    """Leave out documents that are equal to an earlier one (about 0.15 KB of memory a document)."""
+    near_duplicates: NearDuplicatesConfig | None = None
+    """Leave out documents that resemble an earlier one (about 2 KB of memory a document)."""
+    decontaminate: DecontaminationConfig | None = None
+    """Look for the benchmarks' text."""
+
+
 class DataConfig(Section):
-    """Which text, and how it becomes tokens. Everything but ``source`` is part of a dataset's identity."""
+    """Which text, and how it becomes tokens. Part of a dataset's identity: all but ``source``, ``enforce_budget``."""
 
     track: str = "demo"
-    """``demo`` (made offline by a grammar), ``strict-small`` or ``strict``."""
+    """``demo`` (made offline by a grammar), another shipped track, or the path of a track's YAML file."""
     source: str | None = None
-    """Folder of text files. Not needed once ``hgrnx prepare`` has made the dataset, nor for ``demo``."""
+    """Folder of text files, or ``hub``. Not needed once ``hgrnx prepare`` has made the dataset, nor for ``demo``."""
     words: int | None = Field(default=None, gt=0)
-    """Words to use; the track's own budget when absent. A shorter prefix of each source is taken in proportion."""
+    """Words to use; the track's own budget when absent. Each source, or domain, gives its share in proportion."""
+    cleaning: CleaningConfig = CleaningConfig()
+    enforce_budget: bool = True
+    """Refuse runs that break the track's rules (words, passes); ``false`` only warns."""
     vocab_size: int = Field(default=16_000, ge=300, le=1_000_000)
     """Entries of the byte-level BPE vocabulary, special tokens included."""
+    tokenizer: str | None = None
+    """An existing ``tokenizer.json`` (file or folder), instead of one trained on the training text."""
     block_lines: int = Field(default=8, ge=1)
     """For files made of lines: consecutive lines of one file that form one document."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the demo grammar."""
+    """Seed of the demo grammar, and of the sample where a track is sampled."""
 
 
 class TrainingConfig(Section):
@@ -41,6 +81,8 @@ class TrainingConfig(Section):
     """Sequences in a global batch."""
     seq_len: int = Field(default=512, ge=8)
     """Tokens in a sequence."""
+    reset_state: Literal["never", "document"] = "never"
+    """Sequences are cut from all documents in a row; ``document``: none sees what was before it (``cu_seqlens``)."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate, reached after the warm-up."""
     final_learning_rate: float = Field(default=0.0, ge=0, le=1)

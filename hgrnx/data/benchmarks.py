@@ -1,12 +1,42 @@
-"""Readers of benchmark files: minimal pairs in BLiMP's format, which the BLiMP Supplement shares."""
+"""Readers of benchmark files: BLiMP and its Supplement, EWoK, BEAR and (Super)GLUE, as BabyLM's pipeline keeps them."""
 
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hgrnx.errors import UserError
+
+EWOK_PASSWORD = "ewok"
+"""Of the zip that EWoK is passed around in, so that crawlers do not find its text."""
+
+GLUE_FIELDS: dict[str, dict[str, type]] = {
+    "boolq": {"question": str, "passage": str},
+    "cola": {"sentence": str},
+    "mnli": {"premise": str, "hypothesis": str},
+    "mnli-mm": {"premise": str, "hypothesis": str},
+    "mrpc": {"sentence1": str, "sentence2": str},
+    "multirc": {"paragraph": str, "question": str, "answer": str},
+    "qnli": {"question": str, "sentence": str},
+    "qqp": {"question1": str, "question2": str},
+    "rte": {"sentence1": str, "sentence2": str},
+    "sst2": {"sentence": str},
+    "wsc": {"text": str, "span1_index": int, "span1_text": str, "span2_index": int, "span2_text": str},
+}
+"""What a row of each task has besides its label."""
+
+_FOLDERS = {
+    "blimp": ("blimp_filtered", "blimp"),
+    "supplement": ("supplement_filtered", "supplement"),
+    "ewok": ("ewok", "ewok_filtered"),
+    "bear": ("bear", "BEAR"),
+    "glue": ("glue_filtered", "glue"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +51,52 @@ class MinimalPair:
     """BLiMP's ``field`` (syntax, morphology, ...); empty where the file has none."""
 
 
+@dataclass(frozen=True)
+class EwokItem:
+    """Two contexts and two targets; a target of a number fits the context of that number, and not the other."""
+
+    domain: str
+    concepts: tuple[str, str]
+    context_type: str
+    context_difference: str
+    target_difference: str
+    contexts: tuple[str, str]
+    targets: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class BearInstance:
+    """A fact: a subject, and which of its relation's answers is right."""
+
+    subject: str
+    aliases: tuple[str, ...]
+    answer: int
+    """Index into the relation's answers."""
+
+
+@dataclass(frozen=True)
+class BearRelation:
+    """A relation of BEAR (a Wikidata property) with its templates, answer space and facts."""
+
+    name: str
+    templates: tuple[str, ...]
+    """Statements with ``[X]`` for the subject and ``[Y]`` for the answer."""
+    answers: tuple[str, ...]
+    instances: tuple[BearInstance, ...]
+
+    def statement(self, template: int, subject: str, answer: str) -> str:
+        """A template filled in."""
+        return self.templates[template].replace("[X]", subject).replace("[Y]", answer)
+
+
+@dataclass(frozen=True)
+class GlueRow:
+    """A row of a task: its :data:`GLUE_FIELDS`, and its label (None where the file keeps it secret)."""
+
+    fields: Mapping[str, str | int]
+    label: int | None
+
+
 def read_minimal_pairs(folder: Path) -> dict[str, list[MinimalPair]]:
     """The pairs of every ``*.jsonl`` file of ``folder``, by file name without suffix, in order.
 
@@ -29,42 +105,255 @@ def read_minimal_pairs(folder: Path) -> dict[str, list[MinimalPair]]:
     """
     if not folder.is_dir():
         raise UserError(f"The folder of minimal pairs {folder} does not exist.")
+    paths = _jsonl_files(folder, "minimal pairs")
+    return {
+        path.stem: [_minimal_pair(item, where, path.stem) for where, item in _rows(_read(path), str(path), "pairs")]
+        for path in paths
+    }
+
+
+def read_ewok(place: Path, password: str = EWOK_PASSWORD) -> dict[str, list[EwokItem]]:
+    """EWoK's items by file name without suffix: of its zip, or of a folder with the zip or with ``*.jsonl`` files.
+
+    The zip is read in memory. EWoK must never lie anywhere as plain text.
+
+    Raises:
+        UserError: there is no EWoK, the password is wrong, or a line is not an item; the message names the line.
+    """
+    if place.is_dir() and not list(place.glob("*.jsonl")):
+        zips = sorted(place.glob("*.zip"))
+        if not zips:
+            raise UserError(f"There is neither EWoK's .zip nor a .jsonl file in {place}.")
+        place = zips[0]
+    if place.is_dir():
+        contents: Iterable[tuple[str, str, str]] = (
+            (path.stem, str(path), _read(path)) for path in _jsonl_files(place, "EWoK")
+        )
+    elif place.is_file():
+        contents = _zipped(place, password)
+    else:
+        raise UserError(f"EWoK's {place} does not exist.")
+    files = {name: [_ewok_item(item, at) for at, item in _rows(text, where, "items")] for name, where, text in contents}
+    if not files:
+        raise UserError(f"{place} has no .jsonl files in it.")
+    return files
+
+
+def read_bear(folder: Path) -> list[BearRelation]:
+    """BEAR's relations, in the order of ``metadata_relations.json``.
+
+    Raises:
+        UserError: a file is missing, or a line or relation is not as it should be; the message names it.
+    """
+    folder = folder if (folder / "metadata_relations.json").is_file() else folder / "BEAR"
+    path = folder / "metadata_relations.json"
+    try:
+        relations = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}).") from None
+    if not isinstance(relations, dict) or not relations:
+        raise UserError(f"{path}: not a JSON object of relations.")
+    return [_bear_relation(name, facts, path) for name, facts in relations.items()]
+
+
+def read_glue(folder: Path, split: str) -> dict[str, list[GlueRow]]:
+    """The rows of a split (``train`` or ``valid``) by task, from files called ``TASK.SPLIT[.NOTE].jsonl``.
+
+    Raises:
+        UserError: no such files, a task that is not known, or a line that is not a row; the message names the line.
+    """
+    tasks: dict[str, list[GlueRow]] = {}
+    for path in _jsonl_files(folder, "GLUE"):
+        task, _, rest = path.name.partition(".")
+        if rest.split(".")[0] != split:
+            continue
+        if task not in GLUE_FIELDS:
+            raise UserError(f"{path}: there is no task '{task}'; the tasks are {', '.join(GLUE_FIELDS)}.")
+        if task in tasks:
+            raise UserError(f"{folder} has two files of {task}.{split}: remove one.")
+        tasks[task] = [_glue_row(item, at, task) for at, item in _rows(_read(path), str(path), "rows")]
+    if not tasks:
+        raise UserError(f"There are no files TASK.{split}.jsonl in {folder}.")
+    return tasks
+
+
+def find_benchmarks(folder: Path) -> dict[str, Path]:
+    """Where each benchmark lies in ``folder``, by short name.
+
+    Raises:
+        UserError: none is there.
+    """
+    if not folder.is_dir():
+        raise UserError(f"The folder of benchmarks {folder} does not exist.")
+    found = {
+        name: folder / choice
+        for name, names in _FOLDERS.items()
+        for choice in names[::-1]
+        if (folder / choice).is_dir()
+    }
+    if not found:
+        wanted = ", ".join(names[0] for names in _FOLDERS.values())
+        raise UserError(f"There are no benchmarks in {folder}: it should have some of the folders {wanted}.")
+    return found
+
+
+def benchmark_texts(folder: Path) -> dict[str, Iterator[list[str]]]:
+    """The strings that each item of each benchmark in ``folder`` is made of, for the search for overlaps.
+
+    BLiMP and Supplement: both sentences. EWoK: each context with each target. BEAR: each template of a true fact.
+    GLUE: the fields of the ``valid`` rows, which the scores are computed on.
+    """
+    readers: dict[str, Callable[[Path], Iterator[list[str]]]] = {
+        "blimp": _pair_texts,
+        "supplement": _pair_texts,
+        "ewok": _ewok_texts,
+        "bear": _bear_texts,
+        "glue": _glue_texts,
+    }
+    return {name: readers[name](path) for name, path in find_benchmarks(folder).items()}
+
+
+def _pair_texts(folder: Path) -> Iterator[list[str]]:
+    for pairs in read_minimal_pairs(folder).values():
+        yield from ([pair.good, pair.bad] for pair in pairs)
+
+
+def _ewok_texts(folder: Path) -> Iterator[list[str]]:
+    for items in read_ewok(folder).values():
+        for item in items:
+            yield [f"{context} {target}" for context in item.contexts for target in item.targets]
+
+
+def _bear_texts(folder: Path) -> Iterator[list[str]]:
+    for relation in read_bear(folder):
+        for fact in relation.instances:
+            answer = relation.answers[fact.answer]
+            yield [relation.statement(index, fact.subject, answer) for index in range(len(relation.templates))]
+
+
+def _glue_texts(folder: Path) -> Iterator[list[str]]:
+    for rows in read_glue(folder, "valid").values():
+        yield from ([value for value in row.fields.values() if isinstance(value, str)] for row in rows)
+
+
+def _jsonl_files(folder: Path, what: str) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"The folder of {what} {folder} does not exist.")
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
         inner = sorted(path.parent.name for path in folder.glob("*/*.jsonl"))
         hint = f" Its folder {inner[0]} has some: give that one." if inner else ""
-        raise UserError(f"There are no .jsonl files of minimal pairs in {folder}.{hint}")
-    return {path.stem: _read_file(path) for path in paths}
+        raise UserError(f"There are no .jsonl files of {what} in {folder}.{hint}")
+    return paths
 
 
-def _read_file(path: Path) -> list[MinimalPair]:
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    # Not splitlines(): a sentence may have a line break of another kind than the file's.
-    lines = enumerate(text.split("\n"), start=1)
-    pairs = [_read_pair(line, f"{path}:{number}", path.stem) for number, line in lines if line.strip()]
-    if not pairs:
-        raise UserError(f"{path} has no pairs in it.")
-    return pairs
 
 
-def _read_pair(line: str, where: str, stem: str) -> MinimalPair:
+def _zipped(path: Path, password: str) -> Iterator[tuple[str, str, str]]:
     try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg}, column {error.colno}).") from None
-    if not isinstance(item, dict):
-        raise UserError(f"{where}: not a JSON object.")
-    for key in ("sentence_good", "sentence_bad"):
-        if not isinstance(item.get(key), str) or not item[key].strip():
-            raise UserError(f"{where}: a minimal pair needs the key '{key}' with a sentence.")
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                if name.endswith(".jsonl"):
+                    content = archive.read(name, pwd=password.encode())
+                    yield Path(name).stem, f"{path}:{name}", content.decode("utf-8")
+    except RuntimeError:  # zipfile's word for a wrong password
+        raise UserError(f"The password '{password}' does not open {path}.") from None
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError) as error:
+        raise UserError(f"{path} is not a readable zip ({error}). Get the file again.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def _rows(text: str, where: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """``FILE:LINE`` and the object of every line that is not blank; there must be one."""
+    empty = True
+    # Not splitlines(): a sentence may have a line break of another kind than the file's.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        empty = False
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}:{number}: not valid JSON ({error.msg}, column {error.colno}).") from None
+        if not isinstance(item, dict):
+            raise UserError(f"{where}:{number}: not a JSON object.")
+        yield f"{where}:{number}", item
+    if empty:
+        raise UserError(f"{where} has no {what} in it.")
+
+
+def _text(item: dict[str, Any], key: str, where: str, what: str) -> str:
+    value = item.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {what} needs the key '{key}' with a text.")
+    return value
+
+
+def _minimal_pair(item: dict[str, Any], where: str, stem: str) -> MinimalPair:
     return MinimalPair(
-        good=item["sentence_good"],
-        bad=item["sentence_bad"],
+        good=_text(item, "sentence_good", where, "a minimal pair"),
+        bad=_text(item, "sentence_bad", where, "a minimal pair"),
         phenomenon=str(item.get("linguistics_term") or stem),
         field=str(item.get("field") or ""),
     )
+
+
+def _ewok_item(item: dict[str, Any], where: str) -> EwokItem:
+    text = {
+        key: _text(item, key, where, "an EWoK item")
+        for key in ("Domain", "ConceptA", "ConceptB", "Context1", "Context2", "Target1", "Target2")
+    }
+    return EwokItem(
+        domain=text["Domain"],
+        concepts=(text["ConceptA"], text["ConceptB"]),
+        context_type=str(item.get("ContextType") or ""),
+        context_difference=str(item.get("ContextDiff") or ""),
+        target_difference=str(item.get("TargetDiff") or ""),
+        contexts=(text["Context1"], text["Context2"]),
+        targets=(text["Target1"], text["Target2"]),
+    )
+
+
+def _bear_relation(name: str, facts: Any, path: Path) -> BearRelation:
+    where = f"{path}, {name}"
+    lists: dict[str, tuple[str, ...]] = {}
+    for key in ("templates", "answer_space_labels"):
+        values = facts.get(key) if isinstance(facts, dict) else None
+        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+            raise UserError(f"{where}: a relation needs the key '{key}' with a list of texts.")
+        lists[key] = tuple(values)
+    for template in lists["templates"]:
+        if "[X]" not in template or "[Y]" not in template:
+            raise UserError(f"{where}: the template '{template}' lacks [X] or [Y].")
+    file = path.parent / f"{name}.jsonl"
+    instances = []
+    for at, item in _rows(_read(file), str(file), "facts"):
+        answer, aliases = item.get("answer_idx"), item.get("sub_aliases", [])
+        if type(answer) is not int or not 0 <= answer < len(lists["answer_space_labels"]):
+            raise UserError(f"{at}: 'answer_idx' must be one of the {len(lists['answer_space_labels'])} answers.")
+        if not isinstance(aliases, list):
+            raise UserError(f"{at}: 'sub_aliases' must be a list.")
+        instances.append(BearInstance(_text(item, "sub_label", at, "a fact"), tuple(map(str, aliases)), answer))
+    return BearRelation(name, lists["templates"], lists["answer_space_labels"], tuple(instances))
+
+
+def _glue_row(item: dict[str, Any], where: str, task: str) -> GlueRow:
+    fields: dict[str, str | int] = {}
+    for key, kind in GLUE_FIELDS[task].items():
+        value = item.get(key)
+        if type(value) is not kind:
+            raise UserError(f"{where}: a row of {task} needs the key '{key}' with a {kind.__name__}.")
+        assert isinstance(value, str | int)
+        fields[key] = value
+    label = item.get("label")
+    if label is not None and type(label) is not int:
+        raise UserError(f"{where}: 'label' must be a whole number, not {label!r}.")
+    return GlueRow(fields, label)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hgrnx.config import DataConfig
-from hgrnx.data.shards import token_dtype
-from hgrnx.data.tokenizer import BOS_ID, EOS_ID, load_tokenizer
+from hgrnx.data.folders import file_sha256
+from hgrnx.data.shards import TokenSplit
+from hgrnx.data.tokenizer import load_tokenizer, token_dtype, tokenizer_hash
 from hgrnx.data.tracks import FORMAT, dataset_name, dataset_settings, prepare_command
 from hgrnx.errors import UserError
 
@@ -20,29 +18,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MANIFEST = "manifest.json"
-
-
-class TokenSplit:
-    """The tokens of one split, memory-mapped: opening it reads only the documents' offsets.
-
-    Attributes:
-        tokens: uint16 or uint32 ``[tokens]``; every document begins with BOS.
-        word_starts: uint8 ``[tokens]``: words, by white space, that begin in each token.
-        doc_offsets: int64 ``[documents + 1]``, in tokens.
-        doc_bytes: int64 ``[documents]``, UTF-8 bytes of each document's raw text.
-    """
-
-    def __init__(self, folder: Path, dtype: np.dtype, words: int) -> None:
-        self.tokens: np.ndarray = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r")
-        self.word_starts: np.ndarray = np.memmap(folder / "word_starts.bin", dtype=np.uint8, mode="r")
-        self.doc_offsets: np.ndarray = np.load(folder / "doc_offsets.npy")
-        self.doc_bytes: np.ndarray = np.load(folder / "doc_bytes.npy")
-        self.words = words
-
-    @property
-    def documents(self) -> int:
-        """Number of documents."""
-        return len(self.doc_bytes)
 
 
 class PreparedDataset:
@@ -56,8 +31,8 @@ class PreparedDataset:
         self.tokenizer_hash: str = manifest["tokenizer"]["hash"]
         self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
         """Entries that the tokenizer has; fewer than asked for if the text did not yield more."""
-        self.bos_id = BOS_ID
-        self.eos_id = EOS_ID
+        self.bos_id: int = manifest["tokenizer"]["bos_id"]
+        self.eos_id: int = manifest["tokenizer"]["eos_id"]
         self.tokenizer_dir = folder / "tokenizer"
         pairs = folder / "pairs"
         self.pairs_dir: Path | None = pairs if pairs.is_dir() else None
@@ -79,8 +54,7 @@ class PreparedDataset:
     @cached_property
     def _splits(self) -> dict[str, TokenSplit]:
         dtype = token_dtype(self.vocab_size)
-        totals = self.manifest["splits"]
-        return {name: TokenSplit(self.dir / name, dtype, totals[name]["words"]) for name in totals}
+        return {name: TokenSplit(self.dir / name, dtype, shards) for name, shards in self.manifest["shards"].items()}
 
     def split(self, name: str) -> TokenSplit:
         """``"train"`` or ``"dev"``."""
@@ -110,7 +84,7 @@ def _checked_manifest(folder: Path, again: str, verify: bool) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["settings"]["format"] != FORMAT:
-            raise UserError(f"{folder} is of another version of hgrnx. {again}")
+            raise UserError(f"{folder} was made by another version of hgrnx, with another layout. {again}")
         files = manifest["files"].items()
     except UserError:
         raise
@@ -120,13 +94,9 @@ def _checked_manifest(folder: Path, again: str, verify: bool) -> dict[str, Any]:
         problem = _problem_with(folder / name, facts, verify)
         if problem:
             raise UserError(f"{folder / name} {problem}. {again}")
+    if tokenizer_hash(folder / "tokenizer") != manifest["tokenizer"]["hash"]:
+        raise UserError(f"{folder / 'tokenizer'} is not the tokenizer that its tokens were made with. {again}")
     return manifest
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _problem_with(path: Path, facts: dict[str, Any], verify: bool) -> str | None:

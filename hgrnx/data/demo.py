@@ -19,25 +19,26 @@ _PAIRS_SEED = 2_000_000_011
 """Added to the seed: development text and pairs are drawn apart from the training text."""
 
 
-def write_text(config: DataConfig, folder: Path) -> list[TextFile]:
+def text_files(folder: Path) -> list[TextFile]:
+    """The text in ``folder``."""
+    splits: tuple[Split, ...] = ("dev", "train")
+    return [
+        TextFile(folder / "text" / f"demo.{split}.jsonl", f"demo.{split}.jsonl", split, "jsonl") for split in splits
+    ]
+
+
+def write_text(config: DataConfig, folder: Path) -> None:
     """Write ``text/demo.{train,dev}.jsonl`` and ``pairs/*.jsonl`` (BLiMP's format) into ``folder``."""
     from hgrnx.data.grammar import generate_documents, minimal_pairs
 
     (folder / "text").mkdir()
     (folder / "pairs").mkdir()
     words = config.words or find_track(config).words
-    texts: tuple[tuple[Split, int, int], ...] = (
-        ("dev", DEV_WORDS, config.seed + _DEV_SEED),
-        ("train", words, config.seed),
-    )
-    files = []
-    for split, amount, seed in texts:
-        path = folder / "text" / f"demo.{split}.jsonl"
-        _write_jsonl(path, ({"text": text} for text in generate_documents(amount, seed)))
-        files.append(TextFile(path, path.name, split, "jsonl"))
+    amounts = {"dev": (DEV_WORDS, config.seed + _DEV_SEED), "train": (words, config.seed)}
+    for file in text_files(folder):
+        _write_jsonl(file.path, ({"text": text} for text in generate_documents(*amounts[file.split])))
     for name, pairs in minimal_pairs(config.seed + _PAIRS_SEED, PAIRS_PER_PHENOMENON).items():
         _write_jsonl(folder / "pairs" / f"{name}.jsonl", pairs)
-    return files
 
 
 def fingerprint(config: DataConfig) -> str:

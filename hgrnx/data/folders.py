@@ -1,21 +1,27 @@
-"""Folders that appear whole or not at all: built aside under a lock, flushed to disk, then renamed."""
+"""Folders and files that appear whole or not at all: made aside, folders under a lock and flushed, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hgrnx.errors import UserError
+
+WORK = "work"
+"""Name of the part of a folder that is there only while it is built."""
 
 
 @contextmanager
 def exclusive(final: Path) -> Iterator[None]:
-    """Let one process at a time work on ``final``; others wait. Clears what a killed process left behind.
+    """Let one process at a time work on ``final``; others wait.
 
     Raises:
         UserError: the folder around ``final`` cannot be written to, or the disk is full.
@@ -31,30 +37,70 @@ def exclusive(final: Path) -> Iterator[None]:
                     shutil.rmtree(_old(final))
                 else:
                     _old(final).rename(final)
-            shutil.rmtree(_partial(final), ignore_errors=True)
         yield
 
 
 @contextmanager
-def building(final: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes ``final`` at the end of the block; on any error nothing is left.
+def building(final: Path, key: str) -> Iterator[Path]:
+    """A folder to fill, which becomes ``final`` at the end of the block.
+
+    Where a process was killed in the block, or interrupted, the folder is as that process left it, if ``key`` (what
+    decides the content) is the same. After any error that the user has to put right nothing is left.
+    ``<folder>/work`` is for what is needed on the way; it is removed at the end.
 
     Raises:
         UserError: the disk is full or does not let itself be written to.
     """
     partial = _partial(final)
-    try:
-        with _explained(final.parent):
-            partial.mkdir()
+    key_file = partial / WORK / "key"
+    with _explained(final.parent):
+        try:
+            if not (key_file.is_file() and key_file.read_text(encoding="utf-8") == key):
+                discard(final)
+                key_file.parent.mkdir(parents=True)
+                _write(key_file, key)
             yield partial
+            shutil.rmtree(partial / WORK)
             _flush_to_disk(partial)
             if final.exists():
                 final.rename(_old(final))
             partial.rename(final)
             _fsync(final.parent)
             shutil.rmtree(_old(final), ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        except (OSError, UserError):
+            discard(final)
+            raise
+
+
+def discard(final: Path) -> None:
+    """Remove what a killed process left of ``final``."""
+    shutil.rmtree(_partial(final), ignore_errors=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write aside and rename, so that a kill never leaves half a file."""
+    _write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change, in nanoseconds, of a source file."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
 
 
 def _partial(final: Path) -> Path:

@@ -1,12 +1,15 @@
 """Training batches: a batch is a function of (seed, step, rank) and of nothing else.
 
-Shapes: B sequences of this rank, T = seq_len.
+Shapes: B sequences of this rank, T = seq_len, M of them in a micro-batch, N documents in it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import queue
+import threading
+from collections.abc import Generator
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +26,19 @@ class Batch(NamedTuple):
     targets: torch.Tensor
 
 
+class MicroBatch(NamedTuple):
+    """What goes through the model at once: int64 ``[M, T]`` each, or ``[1, M * T]`` where states are reset."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    cu_seqlens: torch.Tensor | None
+    """int64 ``[N + 1]``: where documents, or parts of them, begin in the single row. None: nothing is reset."""
+
+
+PREFETCHED = 4
+"""Batches made ahead."""
+
+
 class TrainLoader:
     """Batches of the training text as one stream of tokens, in an order shuffled anew for each epoch.
 
@@ -34,6 +50,9 @@ class TrainLoader:
 
     The global batch does not depend on ``world_size``; each rank takes ``batch_size / world_size`` consecutive
     rows of it.
+
+    With ``reset_state="document"`` a model's state is reset where a document begins within a sequence (at BOS, which
+    is still predicted: it is the end of the text before). The tokens of a batch are the same.
 
     Raises:
         UserError: the text does not fill one batch, or ``batch_size`` is no multiple of ``world_size``.
@@ -47,6 +66,7 @@ class TrainLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        reset_state: Literal["never", "document"] = "never",
     ) -> None:
         if batch_size % world_size:
             raise UserError(f"batch_size={batch_size} must be a multiple of the {world_size} workers.")
@@ -63,8 +83,8 @@ class TrainLoader:
         self._seq_len, self._batch_size, self._seed = seq_len, batch_size, seed
         share = batch_size // world_size
         self._rows = slice(rank * share, (rank + 1) * share)
-        stream = split.word_starts[: self._chunks * seq_len].reshape(self._chunks, seq_len)
-        self._chunk_words = stream.sum(axis=1, dtype=np.int64)
+        self._reset_id = dataset.bos_id if reset_state == "document" else None
+        self._chunk_words = split.word_starts.block_sums(seq_len, self._chunks)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         self._words_before = [np.zeros(1, dtype=np.int64)]
         """Per epoch: words seen since the start, before each of its batches and after the last."""
@@ -73,11 +93,50 @@ class TrainLoader:
         """This rank's part of the batch of ``step``, counted from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
         chunks = self._epoch_order(epoch)[position][self._rows]
-        rows = self._tokens[chunks[:, None] * self._seq_len + np.arange(self._seq_len + 1)].astype(np.int64)
-        return Batch(
-            torch.from_numpy(np.ascontiguousarray(rows[:, :-1])),
-            torch.from_numpy(np.ascontiguousarray(rows[:, 1:])),
-        )
+        inputs, targets = (np.empty((len(chunks), self._seq_len), np.int64) for _ in range(2))
+        for row, start in enumerate((chunks * self._seq_len).tolist()):
+            tokens = self._tokens[start : start + self._seq_len + 1]
+            inputs[row], targets[row] = tokens[:-1], tokens[1:]
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+    def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
+        """This rank's batches of steps ``first`` to before ``last``, made ahead by a thread so that none waits."""
+        made: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCHED)
+        left = threading.Event()
+
+        def make() -> None:
+            for step in range(first, last):
+                try:
+                    batch: Batch | BaseException = self.batch(step)
+                except BaseException as error:  # raised again where the batch is asked for
+                    batch = error
+                while not left.is_set():
+                    try:
+                        made.put(batch, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if left.is_set() or isinstance(batch, BaseException):
+                    return
+
+        thread = threading.Thread(target=make, name="batches", daemon=True)
+        thread.start()
+        try:
+            for _ in range(first, last):
+                batch = made.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield batch
+        finally:
+            left.set()
+            thread.join()
+
+    def micro_batches(self, batch: Batch, rows: int) -> list[MicroBatch]:
+        """``batch`` in pieces of ``rows`` sequences."""
+        pieces = zip(batch.inputs.split(rows), batch.targets.split(rows), strict=True)
+        if self._reset_id is None:
+            return [MicroBatch(inputs, targets, None) for inputs, targets in pieces]
+        return [_packed(inputs, targets, self._reset_id) for inputs, targets in pieces]
 
     def words_seen(self, step: int) -> int:
         """Words, by white space, that begin in the inputs of the first ``step`` global batches."""
@@ -116,9 +175,20 @@ class TrainLoader:
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         """Chunk numbers of each batch of an epoch, int64 ``[steps_per_epoch, batch_size]``."""
-        if self._order[0] != epoch:
+        known, order = self._order  # the thread that makes batches ahead may be an epoch further
+        if known != epoch:
             # Raw bits, sorted: numpy promises that these stay the same from version to version.
             bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(self._chunks)
             order = np.argsort(bits, kind="stable")[: self.steps_per_epoch * self._batch_size]
-            self._order = (epoch, order.reshape(self.steps_per_epoch, self._batch_size))
-        return self._order[1]
+            order = order.reshape(self.steps_per_epoch, self._batch_size)
+            self._order = (epoch, order)
+        return order
+
+
+def _packed(inputs: torch.Tensor, targets: torch.Tensor, begin_id: int) -> MicroBatch:
+    """The rows one after the other, cut where a row or a document begins."""
+    begins = inputs == begin_id
+    begins[:, 0] = True
+    starts = begins.flatten().nonzero()[:, 0]
+    cu_seqlens = torch.cat([starts, starts.new_tensor([inputs.numel()])])
+    return MicroBatch(inputs.reshape(1, -1), targets.reshape(1, -1), cu_seqlens)

@@ -1,59 +1,79 @@
-"""Text to tokenizer, token shards and manifest, in one folder that appears whole or not at all."""
+"""Text to tokenizer, token shards and manifest, in one folder that appears whole or not at all.
+
+Three stages: the text of every source is read once, cleaned, counted and stored; the tokenizer is trained on the
+training text; the stored text becomes token shards. Sources and shards are worked on side by side in several
+processes. Whatever a killed call had finished (a source, the tokenizer, a shard) the next call takes over, and the
+result is the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import hgrnx
-from hgrnx.config import DataConfig
+from hgrnx.config import CleaningConfig, DataConfig
 from hgrnx.data import demo
-from hgrnx.data.dataset import MANIFEST, PreparedDataset, file_sha256, open_dataset
-from hgrnx.data.folders import building, exclusive
-from hgrnx.data.shards import ShardWriter, token_dtype
-from hgrnx.data.sources import LineCounts, Split, TextFile, find_text_files, read_documents
-from hgrnx.data.tokenizer import save_tokenizer, train_tokenizer
+from hgrnx.data.choose import (
+    HELD_OUT_EVERY,
+    SPLITS,
+    Chosen,
+    Segment,
+    leave_out_the_rest,
+    shard_segments,
+    split_documents,
+)
+from hgrnx.data.cleaning import Cleaner, benchmark_stamps, index_benchmarks
+from hgrnx.data.dataset import MANIFEST, PreparedDataset, open_dataset
+from hgrnx.data.duplicates import Copies
+from hgrnx.data.encoder import DocumentEncoder
+from hgrnx.data.folders import WORK, building, discard, exclusive, file_sha256, size_and_time, write_json
+from hgrnx.data.origin import Origin, difference, find_origin
+from hgrnx.data.sampled_text import sampled_text
+from hgrnx.data.shards import write_shard
+from hgrnx.data.sources import Split, TextFile
+from hgrnx.data.text_store import StoredText, TextTask, store_text
+from hgrnx.data.tokenizer import (
+    BOS,
+    EOS,
+    load_tokenizer,
+    read_given_tokenizer,
+    save_tokenizer,
+    token_dtype,
+    tokenizer_hash,
+    train_tokenizer,
+)
 from hgrnx.data.tracks import dataset_name, dataset_settings, find_track, prepare_command
+from hgrnx.data.workers import Tick, Workers, default_workers
 from hgrnx.errors import UserError
 
-HELD_OUT_EVERY = 100
-"""Where a source has no development text, every 100th document of its training text, the first included."""
-
 Progress = Callable[[str, int, int], None]
-"""Called with a stage (``"count"``, ``"tokenizer"``, ``"tokens"``), what is done and what there is in all: bytes
-of files for ``"count"``, words for the others."""
+"""Called with a stage (``"text"``, ``"tokenizer"``, ``"tokens"``), what is done and what there is in all, in bytes."""
 
-_SPLITS: tuple[Split, ...] = ("train", "dev")
-
-
-@dataclass
-class _Source:
-    """A file, what is in it, and how much of it is taken."""
-
-    file: TextFile
-    size: int
-    mtime_ns: int
-    sha256: str
-    lines: LineCounts = field(default_factory=LineCounts)
-    words: dict[Split, int] = field(default_factory=lambda: {"train": 0, "dev": 0})
-    limit: int = sys.maxsize
-    """Training words to take at most."""
+_WORTH_A_PROCESS = 1 << 22  # bytes of text; less is done before a process has started
+_BATCH_BYTES = 1 << 20
 
 
 def prepare(
-    config: DataConfig, data_root: Path, *, fresh: bool = False, on_progress: Progress | None = None
+    config: DataConfig,
+    data_root: Path,
+    *,
+    fresh: bool = False,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
 ) -> PreparedDataset:
     """Make the dataset of ``config`` under ``data_root``, or open it if it is there and of the same text.
 
-    ``fresh`` makes it again and replaces it. A second process waits for the first.
+    ``fresh`` makes it again and replaces it. ``workers`` is the number of processes (about one a core when None);
+    the result does not depend on it. A second call waits for the first, and goes on where a killed one stopped.
 
     Raises:
         UserError: anything about the text, the settings or the disk that the user can put right.
@@ -61,23 +81,21 @@ def prepare(
     final = data_root / dataset_name(config)
     if final.is_dir() and not fresh:
         return _existing(config, data_root)
-    if config.source is None and config.track != "demo":
-        config = config.model_copy(update={"source": _known_source(config, data_root)})
     with exclusive(final):
         if final.is_dir() and not fresh:  # made by the process that had the lock before
             return _existing(config, data_root)
-        with building(final) as folder:
-            _build(config, folder, on_progress or (lambda stage, done, total: None))
+        if fresh:
+            discard(final)
+        origin = find_origin(config, data_root)
+        with building(final, _key(config, origin)) as folder:
+            _build(config, origin, folder, workers or default_workers(), on_progress or (lambda *_: None))
     return open_dataset(config, data_root)
 
 
-def _known_source(config: DataConfig, data_root: Path) -> str:
-    """Where the text of this track was when it was prepared with other settings."""
-    for manifest in sorted(data_root.glob(f"{config.track}-v*/manifest.json"), key=lambda path: path.stat().st_mtime):
-        source = json.loads(manifest.read_text(encoding="utf-8")).get("source")
-        if source is not None and Path(source).is_dir():
-            return str(source)
-    raise UserError(f"The track {config.track} needs its text: {prepare_command(config)}")
+def _key(config: DataConfig, origin: Origin) -> str:
+    """What must not have changed for a killed call to be continued."""
+    text = demo.fingerprint(config) if config.track == "demo" else origin.stamps()
+    return json.dumps([hgrnx.__version__, dataset_settings(config), text, benchmark_stamps(config.cleaning)])
 
 
 def _existing(config: DataConfig, data_root: Path) -> PreparedDataset:
@@ -86,8 +104,8 @@ def _existing(config: DataConfig, data_root: Path) -> PreparedDataset:
     if config.track == "demo":
         if demo.fingerprint(config) != dataset.manifest["fingerprint"]:
             other = "the demo grammar has changed since"
-    elif config.source is not None:
-        other = _difference(find_text_files(config.source, find_track(config)), dataset.manifest["sources"])
+    else:
+        other = difference(config, dataset.manifest)
     if other:
         raise UserError(
             f"{dataset.dir} was prepared from other text: {other}. "
@@ -96,78 +114,74 @@ def _existing(config: DataConfig, data_root: Path) -> PreparedDataset:
     return dataset
 
 
-def _difference(files: list[TextFile], recorded: list[dict[str, Any]]) -> str | None:
-    """How the files differ from those of a manifest; hashes are computed only where the time of change differs."""
-    known = {source["name"]: source for source in recorded}
-    names = {file.name for file in files}
-    for name in sorted(names ^ known.keys()):
-        return f"{name} was {'added' if name in names else 'removed'}"
-    for file in files:
-        source, stat = known[file.name], file.path.stat()
-        if stat.st_size == source["file_bytes"] and stat.st_mtime_ns == source["mtime_ns"]:
-            continue
-        if stat.st_size != source["file_bytes"] or file_sha256(file.path) != source["sha256"]:
-            return f"{file.name} has changed"
-    return None
-
-
-def _build(config: DataConfig, folder: Path, progress: Progress) -> None:
+def _build(config: DataConfig, origin: Origin, folder: Path, workers: int, progress: Progress) -> None:
     started = time.time()
+    work = folder / WORK
+    benchmarks = index_benchmarks(config.cleaning, work)
+    files, sample = list(origin.files), None
     if config.track == "demo":
-        files = demo.write_text(config, folder)
+        files = _demo_text(config, folder)
+    size = sum(size_and_time(file.path)[0] for file in files) + sum(file.size for file in origin.inputs)
+    with Workers(1 if size < _WORTH_A_PROCESS else workers) as pool:
+        if origin.inputs:
+            meter = _Meter(progress, "sample", sum(file.size for file in origin.inputs))
+            sample = sampled_text(config, origin.inputs, folder, benchmarks, pool, workers, meter.now_at)
+            files = sample.files(folder)
+            meter.finish()
+        stored = _store(config, files, work / "text", benchmarks, pool, progress)
+        copies = None if sample else Copies.wanted(config.cleaning)
+        sources = split_documents(stored, work / "text", copies)
+        _set_limits(config, sources)
+        _make_tokenizer(config, sources, folder, progress)
+        shards = _write_shards(sources, folder, pool, progress)
+    manifest = _manifest(config, folder, sources, shards, started)
+    manifest["source"] = origin.place
+    if sample is not None:
+        manifest |= sample.facts
     else:
-        files = find_text_files(str(config.source), find_track(config))
-    hold_out = all(file.split == "train" for file in files)
-    sources = _count(files, config.block_lines, hold_out, progress)
-    _set_limits(config, sources)
-
-    def train_documents() -> Iterator[str]:
-        meter = _Meter(progress, "tokenizer", sum(source.limit for source in sources))
-        for _, split, document in _documents(sources, config.block_lines, hold_out):
-            if split == "train":
-                yield document
-                meter.advance(document)
-
-    tokenizer = train_tokenizer(train_documents(), config.vocab_size)
-    tokenizer_hash = save_tokenizer(tokenizer, folder / "tokenizer")
-    meter = _Meter(progress, "tokens", sum(source.limit + source.words["dev"] for source in sources))
-    with ExitStack() as stack:
-        writers = {split: stack.enter_context(ShardWriter(folder / split, tokenizer)) for split in _SPLITS}
-        for index, split, document in _documents(sources, config.block_lines, hold_out):
-            writers[split].add(index, document)
-            meter.advance(document)
-    if not writers["train"].counts:
-        raise UserError(f"words={config.words} is too few: no file has a document that fits into its share.")
-    for source in sources:
-        if _size_and_time(source.file.path) != (source.size, source.mtime_ns):
-            raise UserError(f"{source.file.path} was changed while it was read. Run the command again.")
-    manifest = _manifest(config, folder, sources, writers)
-    vocab_size = tokenizer.get_vocab_size()
-    manifest["tokenizer"] = {
-        "hash": tokenizer_hash,
-        "vocab_size": vocab_size,
-        "trained_on_words": manifest["splits"]["train"]["words"],
-    }
-    manifest["token_type"] = token_dtype(vocab_size).name
-    manifest["hash"] = _content_hash(manifest)
-    manifest["seconds"] = round(time.time() - started, 1)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        manifest["cleaning"] = {**_cleaned(config, stored, benchmarks), **(copies.summary() if copies else {})}
+    write_json(folder / MANIFEST, manifest)
 
 
-def _count(files: list[TextFile], block_lines: int, hold_out: bool, progress: Progress) -> list[_Source]:
-    """Hash every file and count its lines, and its words by split as if all were taken."""
-    sources = [_Source(file, *_size_and_time(file.path), file_sha256(file.path)) for file in files]
-    everything, reached = sum(source.size for source in sources), 0
-    for index, split, document in _documents(sources, block_lines, hold_out, counting=True):
-        sources[index].words[split] += len(document.split())
-        if index > reached:
-            reached = index
-            progress("count", sum(source.size for source in sources[:index]), everything)
-    progress("count", everything, everything)
-    return sources
+def _cleaned(config: DataConfig, stored: list[StoredText], benchmarks: Path | None) -> dict[str, Any]:
+    cleaner = Cleaner(config.cleaning, benchmarks)
+    for text in stored:
+        cleaner.add_state(text.facts["cleaned"])
+    return cleaner.summary()
 
 
-def _set_limits(config: DataConfig, sources: list[_Source]) -> None:
+def _demo_text(config: DataConfig, folder: Path) -> list[TextFile]:
+    """The demo's own text, written anew unless that was finished."""
+    done = folder / WORK / "demo.json"
+    if not done.exists():
+        for name in ("text", "pairs"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        demo.write_text(config, folder)
+        write_json(done, {})
+    return demo.text_files(folder)
+
+
+def _store(
+    config: DataConfig, files: list[TextFile], folder: Path, benchmarks: Path | None, pool: Workers, progress: Progress
+) -> list[StoredText]:
+    """Bring every file into the text store, the largest first. A sample is clean already."""
+    cleaning = CleaningConfig() if find_track(config).sampled else config.cleaning
+    folder.mkdir(exist_ok=True)
+    stored = [StoredText(folder, number) for number in range(len(files))]
+    sizes = [size_and_time(file.path)[0] for file in files]
+    missing = [number for number in range(len(files)) if not stored[number].is_whole()]
+    tasks = [
+        TextTask(folder, number, files[number], config.block_lines, cleaning, benchmarks)
+        for number in sorted(missing, key=lambda number: -sizes[number])
+    ]
+    meter = _Meter(progress, "text", sum(sizes), sum(sizes) - sum(sizes[number] for number in missing))
+    for _ in pool.run(store_text, tasks, meter.now_at):
+        pass
+    meter.finish()
+    return stored
+
+
+def _set_limits(config: DataConfig, sources: list[Chosen]) -> None:
     track, total = find_track(config), sum(source.words["train"] for source in sources)
     if total == 0:
         raise UserError(
@@ -184,65 +198,168 @@ def _set_limits(config: DataConfig, sources: list[_Source]) -> None:
     for source in sources:
         words = source.words["train"]
         source.limit = words if total <= budget else words * budget // total
+        leave_out_the_rest(source)
+    if not any(len(source.documents("train")) for source in sources):
+        raise UserError(f"words={config.words} is too few: no file has a document that fits into its share.")
 
 
-def _documents(
-    sources: list[_Source], block_lines: int, hold_out: bool, counting: bool = False
-) -> Iterator[tuple[int, Split, str]]:
-    """Source number, split and raw text of every document that is taken, in the order of the files."""
-    position = 0
-    for index, source in enumerate(sources):
-        counts, taken, full = source.lines if counting else LineCounts(), 0, False
-        for document in read_documents(source.file, block_lines, counts):
-            if source.file.split == "dev":
-                yield index, "dev", document
-                continue
-            position += 1
-            if hold_out and position % HELD_OUT_EVERY == 1:
-                yield index, "dev", document
-                continue
-            taken += len(document.split())
-            full = full or taken > source.limit
-            if not full:
-                yield index, "train", document
-            elif not hold_out:
-                break
+def _make_tokenizer(config: DataConfig, sources: list[Chosen], folder: Path, progress: Progress) -> None:
+    final, aside, facts = folder / "tokenizer", folder / WORK / "tokenizer", folder / WORK / "tokenizer.json"
+    finished = final.is_dir() and facts.is_file()
+    if finished and json.loads(facts.read_text(encoding="utf-8"))["hash"] == tokenizer_hash(final):
+        return
+    for left in (final, aside):
+        shutil.rmtree(left, ignore_errors=True)
+    if config.tokenizer is not None:
+        digest = save_tokenizer(read_given_tokenizer(config.tokenizer), aside)
+    else:
+        meter = _Meter(progress, "tokenizer", sum(source.stored.facts["bytes"] for source in sources))
+
+        def train_documents() -> Iterator[str]:
+            read = 0
+            for source in sources:
+                for batch in source.stored.documents(source.documents("train"), _BATCH_BYTES):
+                    for document in batch:
+                        yield document.decode()
+                    read += sum(map(len, batch))
+                    meter.now_at(read)
+
+        digest = save_tokenizer(train_tokenizer(train_documents(), config.vocab_size), aside)
+        meter.finish()
+    write_json(facts, {"hash": digest})
+    aside.rename(final)
+
+
+@dataclass(frozen=True)
+class _ShardTask:
+    """One shard; a worker needs nothing else to write it."""
+
+    folder: Path
+    split: Split
+    number: int
+    segments: list[Segment]
+    sources: list[Chosen]
+    tokenizer: tuple[Path, str]
+    """Folder and hash."""
+
+    @property
+    def facts_path(self) -> Path:
+        return self.folder / WORK / "shards" / f"{self.split}-{self.number:05d}.json"
+
+    def finished(self) -> dict[str, Any] | None:
+        """What an earlier call noted about it, if its files are still what they were."""
+        try:
+            facts: dict[str, Any] = json.loads(self.facts_path.read_text(encoding="utf-8"))
+            whole = all(
+                file_sha256(self.folder / self.split / name) == file["sha256"] for name, file in facts["files"].items()
+            )
+        except (OSError, ValueError, KeyError):
+            return None
+        return facts if whole else None
+
+
+def _write_shards(
+    sources: list[Chosen], folder: Path, pool: Workers, progress: Progress
+) -> dict[Split, list[dict[str, Any]]]:
+    """All shards of all splits: what was noted of each."""
+    (folder / WORK / "shards").mkdir(exist_ok=True)
+    tokenizer = folder / "tokenizer", tokenizer_hash(folder / "tokenizer")
+    shards: dict[Split, list[dict[str, Any]]] = {}
+    tasks = []
+    for split in SPLITS:
+        (folder / split).mkdir(exist_ok=True)
+        for left in (folder / split).glob("*.tmp"):  # half written when a call was killed
+            left.unlink()
+        for number, segments in enumerate(shard_segments(sources, split)):
+            tasks.append(_ShardTask(folder, split, number, segments, sources, tokenizer))
+        shards[split] = [{}] * sum(task.split == split for task in tasks)
+    missing = []
+    for task in tasks:
+        facts = task.finished()
+        if facts is None:
+            missing.append(task)
+        else:
+            shards[task.split][task.number] = facts
+    done = sum(facts["totals"]["bytes"] for split in SPLITS for facts in shards[split] if facts)
+    meter = _Meter(progress, "tokens", sum(source.stored.facts["bytes"] for source in sources), done)
+    for task, facts in pool.run(_write_shard, missing, meter.now_at):
+        shards[task.split][task.number] = facts
+    meter.finish()
+    return shards
+
+
+def _write_shard(task: _ShardTask, tick: Tick) -> dict[str, Any]:
+    encoder = _encoder(*task.tokenizer)
+
+    def documents() -> Iterator[tuple[int, list[bytes]]]:
+        for number, first, last in task.segments:
+            source = task.sources[number]
+            for batch in source.stored.documents(source.documents(task.split, first, last), _BATCH_BYTES):
+                yield number, batch
+                tick(sum(map(len, batch)))
+
+    facts = write_shard(task.folder / task.split, task.number, encoder, documents())
+    write_json(task.facts_path, facts)
+    return facts
+
+
+@lru_cache(maxsize=1)
+def _encoder(folder: Path, digest: str) -> DocumentEncoder:
+    """Kept from shard to shard: what it has learned makes it fast."""
+    return DocumentEncoder(load_tokenizer(folder))
 
 
 def _manifest(
-    config: DataConfig, folder: Path, sources: list[_Source], writers: dict[Split, ShardWriter]
+    config: DataConfig, folder: Path, sources: list[Chosen], shards: dict[Split, list[dict[str, Any]]], started: float
 ) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    for index, source in enumerate(sources):
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    counts: dict[Split, list[Counter[str]]] = {split: [Counter() for _ in sources] for split in SPLITS}
+    files: dict[str, Any] = {}
+    for split in SPLITS:
+        for shard in shards[split]:
+            files |= {f"{split}/{name}": facts for name, facts in shard["files"].items()}
+            for number, amounts in shard["sources"].items():
+                counts[split][int(number)].update(amounts)
+    for path in (path for name in ("tokenizer", "text", "pairs") for path in (folder / name).rglob("*")):
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    rows = []
+    for number, source in enumerate(sources):
+        facts = source.stored.facts
         rows.append(
             {
-                "name": source.file.name,
-                "file_bytes": source.size,
-                "mtime_ns": source.mtime_ns,
-                "sha256": source.sha256,
-                **source.lines.as_dict(),
+                **{key: facts[key] for key in ("name", "file_bytes", "mtime_ns", "sha256")},
+                **facts["counts"],
                 "available_words": source.words,
-                "train": _counted(writers["train"].counts.get(index)),
-                "dev": _counted(writers["dev"].counts.get(index)),
+                **{split: _counted(counts[split][number]) for split in SPLITS},
             }
         )
-    return {
+    splits = {split: _counted(sum(counts[split], Counter())) for split in SPLITS}
+    manifest: dict[str, Any] = {
         "settings": dataset_settings(config),
         "made_by": f"hgrnx {hgrnx.__version__}",
-        "source": config.source,
         "fingerprint": demo.fingerprint(config) if config.track == "demo" else None,
         "sources": rows,
-        "splits": {split: _counted(sum(writers[split].counts.values(), Counter())) for split in _SPLITS},
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
+        "splits": splits,
+        "shards": {split: [_counted(Counter(shard["totals"])) for shard in shards[split]] for split in SPLITS},
+        "files": dict(sorted(files.items())),
+        "tokenizer": {
+            "hash": tokenizer_hash(folder / "tokenizer"),
+            "vocab_size": tokenizer.get_vocab_size(),
+            "bos_id": tokenizer.token_to_id(BOS),
+            "eos_id": tokenizer.token_to_id(EOS),
+            "given": config.tokenizer,
+            "trained_on_words": splits["train"]["words"] if config.tokenizer is None else None,
         },
+        "token_type": token_dtype(tokenizer.get_vocab_size()).name,
     }
+    manifest["hash"] = _content_hash(manifest)
+    manifest["seconds"] = round(time.time() - started, 1)
+    return manifest
 
 
-def _counted(counts: Counter[str] | None) -> dict[str, int]:
-    return {key: counts[key] if counts else 0 for key in ("documents", "words", "bytes", "tokens")}
+def _counted(counts: Counter[str]) -> dict[str, int]:
+    return {key: counts[key] for key in ("documents", "words", "bytes", "tokens")}
 
 
 def _content_hash(manifest: dict[str, Any]) -> str:
@@ -254,23 +371,20 @@ def _content_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    return stat.st_size, stat.st_mtime_ns
-
-
 class _Meter:
-    """Adds up words and reports about every percent, so that a slow listener does not slow the work."""
+    """Reports about every percent, so that a slow listener does not slow the work."""
 
-    def __init__(self, progress: Progress, stage: str, total: int) -> None:
-        self._progress, self._stage, self._total = progress, stage, total
-        self._done, self._next = 0, 0
+    def __init__(self, progress: Progress, stage: str, total: int, before: int = 0) -> None:
+        self._progress, self._stage, self._total, self._before = progress, stage, total, before
+        self._next = self._last = 0
+        self.now_at(0)
 
-    def advance(self, document: str) -> None:
-        self._done += len(document.split())
-        if self._done >= min(self._next, self._total):
-            self._progress(self._stage, self._done, self._total)
-            self._next = self._done + self._total // 100
+    def now_at(self, done: int) -> None:
+        done = min(done + self._before, self._total)
+        if done >= self._next:
+            self._progress(self._stage, done, self._total)
+            self._last, self._next = done, done + self._total // 100 + 1
+
+    def finish(self) -> None:
+        if self._last < self._total:
+            self._progress(self._stage, self._total, self._total)

@@ -1,120 +1,161 @@
-"""Token shards: documents become arrays on disk, with the words that begin in each token.
+"""Token shards: what is on disk of one split, and how it reads as one array.
 
-A split is a folder of ``tokens.bin`` (uint16, or uint32 for large vocabularies), ``word_starts.bin`` (uint8, one
-a token), ``doc_offsets.npy`` (int64 ``[documents + 1]``, in tokens) and ``doc_bytes.npy`` (int64 ``[documents]``,
-UTF-8 bytes of the raw text).
+A split is a folder of shards of about 4 MB of text. Shard 0 is ``00000.tokens.bin`` (uint16, or uint32 for large
+vocabularies; every document begins with BOS), ``00000.words.bin`` (uint8: words, by white space, that begin in each
+token) and ``00000.docs.npy`` (int64 ``[documents, 3]``: where each document ends in tokens, in UTF-8 bytes of its raw
+text and in words, all counted from the shard's beginning).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from hgrnx.data.tokenizer import BOS_ID, model_text, token_byte_lengths
+from hgrnx.data.encoder import DocumentEncoder
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-_CHUNK_CHARACTERS = 1_000_000
-_SPACES = np.array([chr(point).isspace() for point in range(0x3001)])  # U+3000 is the last white space
+SHARD_BYTES = 1 << 22
+"""Documents that begin in the same 4 MB of a split's text share a shard: its content depends on nothing else."""
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds every token id."""
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+def write_shard(
+    folder: Path, number: int, encoder: DocumentEncoder, documents: Iterable[tuple[int, Sequence[bytes]]]
+) -> dict[str, Any]:
+    """Encode lists of raw documents, each list with the number of its source; the files appear when they are whole.
 
-
-class ShardWriter:
-    """Encodes documents in chunks and appends them to the files of one split; a context manager."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
-        folder.mkdir(parents=True)
-        self.folder = folder
-        self.counts: dict[int, Counter[str]] = {}
-        """Per source: documents, words, bytes, tokens (BOS included)."""
-        self._tokenizer = tokenizer
-        self._lengths = token_byte_lengths(tokenizer)
-        self._dtype = token_dtype(len(self._lengths))
-        self._tokens = (folder / "tokens.bin").open("wb")
-        self._words = (folder / "word_starts.bin").open("wb")
-        self._doc_tokens: list[int] = []
-        self._doc_bytes: list[int] = []
-        self._pending: list[tuple[int, str]] = []
-        self._characters = 0
-
-    def add(self, source: int, document: str) -> None:
-        """Append a raw document that came from the source with this number."""
-        self._pending.append((source, document))
-        self._characters += len(document)
-        if self._characters >= _CHUNK_CHARACTERS:
-            self._flush()
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                offsets = np.concatenate([[0], np.cumsum(self._doc_tokens, dtype=np.int64)]).astype(np.int64)
-                _save(self.folder / "doc_offsets.npy", offsets)
-                _save(self.folder / "doc_bytes.npy", np.array(self._doc_bytes, dtype=np.int64))
-        finally:
-            self._tokens.close()
-            self._words.close()
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        texts = [model_text(document) for _, document in self._pending]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        documents = [np.array([BOS_ID, *encoding.ids], dtype=self._dtype) for encoding in encodings]
-        tokens = np.concatenate(documents)
-        word_starts = count_word_starts("".join(texts), tokens, self._lengths)
-        self._tokens.write(tokens.tobytes())
-        self._words.write(word_starts.tobytes())
-        sizes = np.array([len(document) for document in documents])
-        words = np.add.reduceat(word_starts, np.cumsum(sizes) - sizes, dtype=np.int64)
-        for (source, document), size, count in zip(self._pending, sizes.tolist(), words.tolist(), strict=True):
-            raw_bytes = len(document.encode())
-            self._doc_tokens.append(size)
-            self._doc_bytes.append(raw_bytes)
-            totals = self.counts.setdefault(source, Counter())
-            totals.update(documents=1, words=count, bytes=raw_bytes, tokens=size)
-        self._pending, self._characters = [], 0
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()  # written to a file directly, numpy hides that the disk is full
-    np.save(buffer, array)
-    path.write_bytes(buffer.getbuffer())
-
-
-def count_word_starts(text: str, tokens: np.ndarray, byte_lengths: np.ndarray) -> np.ndarray:
-    """How many words, as ``text.split()`` finds them, begin in each token; uint8 ``[tokens]``.
-
-    Args:
-        text: the encoded text; texts of several documents one after the other if each ends in white space.
-        tokens: the ids whose bytes, one after the other, are the UTF-8 bytes of ``text`` (BOS has none).
-        byte_lengths: :func:`token_byte_lengths`.
-
-    Works on bytes, since a token may hold a part of a character: a word begins where its first byte lies, so each
-    is counted exactly once.
+    Returns ``totals`` (documents, words, bytes, tokens), the same per ``sources``, and the ``files`` with their
+    ``bytes`` and ``sha256``.
     """
-    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    space = _SPACES[np.minimum(points, 0x3000)] & (points <= 0x3000)
-    begins = ~space
-    begins[1:] &= space[:-1]
-    point_bytes = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
-    start_bytes = (np.cumsum(point_bytes) - point_bytes)[begins]
-    token_ends = np.cumsum(byte_lengths[tokens])
-    assert token_ends[-1] == point_bytes.sum(), "the tokens do not spell the text"
-    owners = np.searchsorted(token_ends, start_bytes, side="right")
-    return np.bincount(owners, minlength=len(tokens)).astype(np.uint8)
+    tokens, words, rows = [], [], []
+    sources: dict[int, Counter[str]] = {}
+    for source, texts in documents:
+        encoded = encoder.encode(texts)
+        starts = np.cumsum(encoded.doc_tokens) - encoded.doc_tokens
+        doc_words = np.add.reduceat(encoded.word_starts, starts, dtype=np.int64)
+        doc_bytes = np.array([len(text) for text in texts], dtype=np.int64)
+        tokens.append(encoded.tokens)
+        words.append(encoded.word_starts)
+        rows.append(np.stack([encoded.doc_tokens, doc_bytes, doc_words], axis=1))
+        sums = {"words": doc_words.sum(), "bytes": doc_bytes.sum(), "tokens": len(encoded.tokens)}
+        counts = sources.setdefault(source, Counter())
+        counts.update(documents=len(texts), **{key: int(value) for key, value in sums.items()})
+    ends = np.cumsum(np.concatenate(rows), axis=0)
+    arrays: dict[str, Sequence[np.ndarray | bytes]] = {
+        "tokens.bin": tokens,
+        "words.bin": words,
+        "docs.npy": [_npy(ends)],
+    }
+    return {
+        "totals": dict(sum(sources.values(), Counter())),
+        "sources": {str(source): dict(counts) for source, counts in sources.items()},
+        "files": {f"{number:05d}.{name}": _write(folder / f"{number:05d}.{name}", arrays[name]) for name in arrays},
+    }
+
+
+class ShardedArray:
+    """One-dimensional arrays one after the other, read as one."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, place: slice) -> np.ndarray:
+        """A piece of consecutive values; of memory-mapped parts only that piece is read."""
+        start, stop, step = place.indices(len(self))
+        assert step == 1, "only consecutive values"
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        pieces = []
+        while start < stop:
+            begin, part = int(self._ends[first]) - len(self.parts[first]), self.parts[first]
+            pieces.append(part[start - begin : stop - begin])
+            start, first = int(self._ends[first]), first + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, np.int64)])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+    def block_sums(self, length: int, count: int) -> np.ndarray:
+        """Sums of the first ``count`` blocks of ``length`` values, int64 ``[count]``; reads one part at a time."""
+        sums = np.zeros(count, dtype=np.int64)
+        for part, end in zip(self.parts, self._ends.tolist(), strict=True):
+            begin = end - len(part)
+            first, last = begin // length, min(count, -(-end // length))  # blocks with values in this part
+            if first < last:
+                cuts = np.maximum(np.arange(first, last) * length - begin, 0)
+                sums[first:last] += np.add.reduceat(part[: last * length - begin], cuts, dtype=np.int64)
+        return sums
+
+
+class TokenSplit:
+    """The tokens of one split, memory-mapped: opening it reads nothing but the manifest.
+
+    Attributes:
+        tokens: uint16 or uint32 ``[tokens]``; every document begins with BOS.
+        word_starts: uint8 ``[tokens]``: words, by white space, that begin in each token.
+        words: in all.
+        documents: in all.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype, shards: Sequence[dict[str, int]]) -> None:
+        self._folder, self._shards = folder, shards
+        self.words = sum(shard["words"] for shard in shards)
+        self.documents = sum(shard["documents"] for shard in shards)
+        self.tokens = self._array("tokens.bin", dtype)
+        self.word_starts = self._array("words.bin", np.dtype(np.uint8))
+
+    @property
+    def doc_offsets(self) -> np.ndarray:
+        """int64 ``[documents + 1]``, in tokens."""
+        return np.concatenate([[0], self._doc_ends[:, 0]])
+
+    @property
+    def doc_bytes(self) -> np.ndarray:
+        """int64 ``[documents]``: UTF-8 bytes of each document's raw text."""
+        return np.diff(self._doc_ends[:, 1], prepend=0)
+
+    @property
+    def doc_words(self) -> np.ndarray:
+        """int64 ``[documents + 1]``: words before each document, and in all."""
+        return np.concatenate([[0], self._doc_ends[:, 2]])
+
+    @cached_property
+    def _doc_ends(self) -> np.ndarray:
+        ends, before = [np.empty((0, 3), np.int64)], np.zeros(3, np.int64)
+        for number, shard in enumerate(self._shards):
+            ends.append(np.load(self._folder / f"{number:05d}.docs.npy") + before)
+            before = before + np.array([shard["tokens"], shard["bytes"], shard["words"]])
+        return np.concatenate(ends)
+
+    def _array(self, name: str, dtype: np.dtype) -> ShardedArray:
+        paths = [self._folder / f"{number:05d}.{name}" for number in range(len(self._shards))]
+        return ShardedArray([np.memmap(path, dtype=dtype, mode="r") for path in paths])
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _write(path: Path, pieces: Sequence[np.ndarray | bytes]) -> dict[str, Any]:
+    """Aside, then renamed. Two processes that write the same file (one left over from a kill) do no harm."""
+    digest, size = hashlib.sha256(), 0
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as stream:
+        for piece in pieces:
+            data = piece if isinstance(piece, bytes) else piece.tobytes()
+            stream.write(data)
+            digest.update(data)
+            size += len(data)
+    os.replace(aside, path)
+    return {"bytes": size, "sha256": digest.hexdigest()}

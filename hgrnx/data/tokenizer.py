@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
+SPECIAL = (BOS, EOS, PAD)
 _LONGEST_TOKEN = 256
 """In bytes; keeps the words that begin in one token countable in a byte, whatever the text."""
 
@@ -45,7 +45,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=[BOS, EOS, PAD],
+        special_tokens=list(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         max_token_length=_LONGEST_TOKEN,
         show_progress=False,
@@ -54,10 +54,14 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     return _as_plain_text(tokenizer)
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
-    """Write ``folder`` so that ``transformers.AutoTokenizer`` opens it; returns the tokenizer's hash."""
+def save_tokenizer(tokenizer: Tokenizer | bytes, folder: Path) -> str:
+    """Write ``folder`` so that ``transformers.AutoTokenizer`` opens it; returns the tokenizer's hash.
+
+    Given the bytes of a ``tokenizer.json``, these are kept as they are, and so is their hash.
+    """
+    content = tokenizer if isinstance(tokenizer, bytes) else tokenizer.to_str(pretty=True).encode()
     folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    (folder / "tokenizer.json").write_bytes(content)
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -65,8 +69,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 10**30,  # transformers' way to say "no limit"
     }
-    for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, values in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return tokenizer_hash(folder)
 
 
@@ -87,6 +91,64 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(f"{path} is not a tokenizer: {error}.") from None
 
 
+def read_given_tokenizer(place: str) -> bytes:
+    """The ``tokenizer.json`` at ``place`` (the file, or the folder it lies in), if prepared text can be made with it.
+
+    That takes a byte-level BPE of GPT-2's splitting whose tokens spell the text exactly (else neither words nor
+    bits per byte could be counted), with ``<s>``, ``</s>`` and ``<pad>``.
+
+    Raises:
+        UserError: there is none, or it is of another kind; the message says what is in the way.
+    """
+    path = Path(place).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"data.tokenizer: cannot read {path}: {error.strerror}.") from None
+    problem = _problem_with(content)
+    if problem:
+        raise UserError(f"data.tokenizer: {path} {problem}. Leave data.tokenizer out to train one on the text.")
+    return content
+
+
+def _problem_with(content: bytes) -> str | None:
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    try:
+        tokenizer, facts = Tokenizer.from_buffer(content), json.loads(content)
+        kind, splitting = facts["model"]["type"], facts["pre_tokenizer"] or {}
+    except Exception as error:  # the library raises bare Exception
+        return f"is not a tokenizer: {error}"
+    if kind != "BPE":
+        return f"is a {kind} tokenizer, not a byte-level BPE"
+    if splitting.get("type") != "ByteLevel" or splitting.get("use_regex") is False:
+        return f"splits text by {splitting.get('type', 'nothing')}, not by ByteLevel with its own expression"
+    if facts["normalizer"] is not None:
+        return f"changes the text by a normalizer ({facts['normalizer'].get('type')}), so its tokens do not spell it"
+    model = facts["model"]
+    odd = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
+    if odd:
+        return f"has a BPE model with {' and '.join(odd)}"
+    vocabulary = tokenizer.get_vocab()
+    absent = [token for token in SPECIAL if token not in vocabulary]
+    absent += sorted(set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys())[:3]
+    if absent:
+        return f"lacks {', '.join(absent)}, which hgrnx needs"
+    added = [token["content"] for token in facts["added_tokens"] if not token["special"]]
+    if added:
+        return f"cuts words such as '{added[0]}' out of the text (added tokens that are not special)"
+    longest = max(vocabulary.keys() - {token["content"] for token in facts["added_tokens"]}, key=len)
+    if len(longest) > _LONGEST_TOKEN:
+        return f"has a token of {len(longest)} bytes; at most {_LONGEST_TOKEN} are supported"
+    return None
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every token id."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
 def tokenizer_hash(folder: Path) -> str:
     """SHA-256 of ``tokenizer.json``: equal for two models exactly when their tokens mean the same."""
     try:
@@ -99,8 +161,7 @@ def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """Bytes of text that each token id stands for, int64 ``[vocab]``; 0 for the special tokens."""
     lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     for token, index in tokenizer.get_vocab().items():
-        lengths[index] = len(token)  # the byte-level alphabet has one character a byte
-    lengths[[BOS_ID, EOS_ID, PAD_ID]] = 0
+        lengths[index] = 0 if token in SPECIAL else len(token)  # the byte-level alphabet has one character a byte
     return lengths
 
 

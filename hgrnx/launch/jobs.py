@@ -21,6 +21,7 @@ from hgrnx.console import make_console
 from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.prepare import prepare
+from hgrnx.data.run_ledger import LEDGER
 from hgrnx.errors import UserError
 from hgrnx.launch.cluster import connected
 from hgrnx.launch.evaluate import score_again_if_asked_for_more
@@ -30,6 +31,8 @@ from hgrnx.objectives import find_teachers
 from hgrnx.paths import Places
 from hgrnx.report.plots import plot_curves, plot_phenomena
 from hgrnx.report.tables import print_summary, summary_markdown
+from hgrnx.training.ledger import check_plan, plan_ledgers
+from hgrnx.training.run import write_json
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class _Job:
         self.stages = job_stages(recipe, dataset, places.runs)
         names = {label: run_name(stage, dataset.hash) for label, stage in self.stages.items()}
         self.runs = {label: places.run_dir(name) for label, name in names.items()}
+        self.ledgers = plan_ledgers(self.stages, names, dataset, places.runs)
+        for label, stage in self.stages.items():  # before hours of training, not after
+            for warning in check_plan(stage, self.ledgers[label]):
+                console.print(f"Warning: {label}: {warning}", highlight=False)
         digest = hashlib.sha256(json.dumps(sorted(names.items())).encode()).hexdigest()[:8]
         self.folder = places.run_dir(f"{recipe.name}-job-{digest}")
 
@@ -131,6 +138,8 @@ class _Job:
 
     def _run_stage(self, label: str, parent: str) -> None:
         recipe, run_dir = self.stages[label], self.runs[label]
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / LEDGER, self.ledgers[label].as_dict())
         if (run_dir / "result.json").is_file():
             self.console.print(
                 f"{label}: finished before ({run_dir.name}); --fresh would run it again", highlight=False
@@ -138,7 +147,6 @@ class _Job:
             score_again_if_asked_for_more(run_dir, recipe, self.console)
             self.tracking.link(parent, label, run_dir)
             return
-        run_dir.mkdir(parents=True, exist_ok=True)
         run = self.tracking.start(run_dir, run_dir.name, flatten(recipe), self.dataset, parent=parent)
         finished = False
         try:

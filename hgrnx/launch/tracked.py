@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.run_ledger import LEDGER, dataset_texts
 from hgrnx.errors import UserError
 from hgrnx.paths import Places
 from hgrnx.report.tables import summary_rows
@@ -46,7 +47,10 @@ class JobTracking:
                 "name": dataset.dir.name,
                 "hash": dataset.hash,
                 "source": str(dataset.dir),
-                "profile": {split: split_size(dataset, split) for split in ("train", "dev")},
+                "profile": {
+                    **{split: split_size(dataset, split) for split in ("train", "dev")},
+                    "words": {text.name: text.words for text in dataset_texts(dataset.manifest)},
+                },
             },
             run_dir=folder,
         )
@@ -70,13 +74,16 @@ class JobTracking:
         self.finish(run, finished)
 
     def _log_artifacts(self, run: str, run_dir: Path) -> None:
-        mlflow.log_artifacts(self.uri, run, [run_dir / "recipe.yaml", run_dir / "environment.json"])
+        mlflow.log_artifacts(self.uri, run, [run_dir / name for name in ("recipe.yaml", "environment.json", LEDGER)])
         final = run_dir / "eval" / "final.json"
         mlflow.log_artifact(self.uri, run, final, "eval")
         for name, table in read_json(final)["tables"].items():
             if table:
                 mlflow.log_table(self.uri, run, table, f"eval/{name}.json")
-        mlflow.set_tags(self.uri, run, {"checkpoint": (run_dir / "checkpoints").resolve().as_uri()})
+        checkpoints = (run_dir / "checkpoints").resolve().as_uri()
+        mlflow.set_tags(
+            self.uri, run, {"checkpoint": checkpoints, "ledger.words": read_json(run_dir / LEDGER)["words"]}
+        )
 
     def log_comparison(self, parent: str, folder: Path, runs: Mapping[str, Path], dataset: PreparedDataset) -> None:
         """The table and the plots, on the job's run and on a child called ``evaluation``."""

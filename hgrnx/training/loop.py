@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,27 +99,29 @@ def train(
     decided by (``seed``, step, rank).
     """
     before = progress_at(loader, start_step, total_steps)
-    for step in range(start_step, total_steps):
-        started = time.perf_counter()
-        torch.manual_seed(_step_seed(seed, step, engine.rank))
-        batch = loader.batch(step)
-        tokens = loader.valid_tokens(step)
-        rows = batch.inputs.shape[0]
-        sums: dict[str, float] = {}
-        for row in range(0, rows, micro_batch_size):
-            inputs = batch.inputs[row : row + micro_batch_size].to(engine.device, non_blocking=True)
-            targets = batch.targets[row : row + micro_batch_size].to(engine.device, non_blocking=True)
-            output = engine.forward(inputs, targets)
-            engine.backward(output.loss_sum, tokens, last_micro=row + micro_batch_size >= rows)
-            for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        rate = learning_rate(step)
-        grad_norm = engine.step(rate)
-        result = StepResult(sums, tokens, rate, grad_norm, time.perf_counter() - started)
-        now = progress_at(loader, step + 1, total_steps)
-        for hook in hooks:
-            hook.after_step(before, now, result)
-        before = now
+    with closing(loader.batches(start_step, total_steps)) as batches:
+        for step in range(start_step, total_steps):
+            started = time.perf_counter()
+            torch.manual_seed(_step_seed(seed, step, engine.rank))
+            micro_batches = loader.micro_batches(next(batches), micro_batch_size)
+            tokens = loader.valid_tokens(step)
+            sums: dict[str, float] = {}
+            for micro, (inputs, targets, cu_seqlens) in enumerate(micro_batches, start=1):
+                inputs = inputs.to(engine.device, non_blocking=True)
+                targets = targets.to(engine.device, non_blocking=True)
+                if cu_seqlens is not None:
+                    cu_seqlens = cu_seqlens.to(engine.device, non_blocking=True)
+                output = engine.forward(inputs, targets, cu_seqlens)
+                engine.backward(output.loss_sum, tokens, last_micro=micro == len(micro_batches))
+                for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            rate = learning_rate(step)
+            grad_norm = engine.step(rate)
+            result = StepResult(sums, tokens, rate, grad_norm, time.perf_counter() - started)
+            now = progress_at(loader, step + 1, total_steps)
+            for hook in hooks:
+                hook.after_step(before, now, result)
+            before = now
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -6,8 +6,6 @@ is more than one worker.
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 
 from hgrnx.config import DistillConfig, Recipe, parse_duration, to_yaml
 from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.folders import write_json
 from hgrnx.data.loader import TrainLoader
 from hgrnx.errors import UserError
 from hgrnx.models import build_model
@@ -68,7 +67,13 @@ def run_training(
     objective = build_objective(recipe, dataset, run_dir.parent)
     engine = build_engine(ObjectiveModule(model, objective), recipe.training, recipe.launch)
     loader = TrainLoader(
-        dataset, recipe.training.seq_len, recipe.training.batch_size, recipe.seed, rank=rank, world_size=world
+        dataset,
+        recipe.training.seq_len,
+        recipe.training.batch_size,
+        recipe.seed,
+        rank=rank,
+        world_size=world,
+        reset_state=recipe.training.reset_state,
     )
     total_steps = loader.steps_for(recipe.training.duration)
     warmup_steps = warmup_length(recipe, loader, total_steps)
@@ -203,13 +208,6 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write aside and rename, so that a kill never leaves half a file."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _write_run_files(recipe: Recipe, dataset: PreparedDataset, run_dir: Path) -> None:

@@ -36,11 +36,11 @@ def test_not_prepared(root: Path) -> None:
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
-    (lambda d: (d / "train/tokens.bin").unlink(), r"train/tokens\.bin is missing"),
-    (lambda d: (d / "dev/doc_bytes.npy").write_bytes(b""), r"dev/doc_bytes\.npy has 0 bytes instead of"),
+    (lambda d: (d / "train/00000.tokens.bin").unlink(), r"train/00000\.tokens\.bin is missing"),
+    (lambda d: (d / "dev/00000.docs.npy").write_bytes(b""), r"dev/00000\.docs\.npy has 0 bytes instead of"),
     (
-        lambda d: (d / "train/word_starts.bin").write_bytes((d / "train/word_starts.bin").read_bytes()[:-1]),
-        r"train/word_starts\.bin has .* bytes instead of",
+        lambda d: (d / "train/00000.words.bin").write_bytes((d / "train/00000.words.bin").read_bytes()[:-1]),
+        r"train/00000\.words\.bin has .* bytes instead of",
     ),
     (lambda d: (d / "manifest.json").unlink(), r"manifest\.json is missing or damaged"),
     (lambda d: (d / "manifest.json").write_text('{"settings"'), r"manifest\.json is missing or damaged"),
@@ -60,18 +60,18 @@ def test_damage_is_named(root: Path, damage: Callable[[Path], object], message: 
 
 def test_an_altered_byte_is_found_on_request(root: Path) -> None:
     (folder,) = root.iterdir()
-    path = folder / "train" / "tokens.bin"
+    path = folder / "train" / "00000.tokens.bin"
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
     open_dataset(CONFIG, root)
-    with pytest.raises(UserError, match=r"train/tokens\.bin was altered"):
+    with pytest.raises(UserError, match=r"train/00000\.tokens\.bin was altered"):
         open_dataset(CONFIG, root, verify=True)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("format", 0, "another version"), ("block_lines", 3, "other settings than its name says")],
+    [("format", 0, "another version of hgrnx"), ("block_lines", 3, "other settings than its name says")],
 )
 def test_renamed_or_old_folders(root: Path, key: str, value: int, message: str) -> None:
     (folder,) = root.iterdir()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -10,6 +11,7 @@ import torch
 
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.loader import TrainLoader
+from hgrnx.data.shards import ShardedArray
 from hgrnx.errors import UserError
 
 T, B = 32, 6
@@ -62,16 +64,18 @@ def test_a_batch_depends_on_seed_and_step_alone(small: PreparedDataset) -> None:
 
 def test_the_order_is_the_same_on_every_machine() -> None:
     """Another order would make interrupted runs continue on other text than they left off."""
-    stream = SimpleNamespace(tokens=np.arange(401), word_starts=np.ones(401, np.uint8), words=401)
+    tokens = ShardedArray(np.split(np.arange(401), [55, 300]))
+    stream = SimpleNamespace(tokens=tokens, word_starts=ShardedArray([np.ones(401, np.uint8)]), words=401)
     dataset = cast(PreparedDataset, SimpleNamespace(split=lambda name: stream, dir=Path("stream")))
     batches = TrainLoader(dataset, 10, 6, seed=3)
     assert [(batches.batch(step).inputs[:, 0] // 10).tolist() for step in (0, 5, 6)] == GOLDEN
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 6])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6, 8])
 def test_workers_share_the_global_batch(small: PreparedDataset, world_size: int) -> None:
-    alone = loader(small)
-    workers = [loader(small, rank=rank, world_size=world_size) for rank in range(world_size)]
+    B = 24 if world_size == 8 else 6
+    alone = TrainLoader(small, T, B, 0)
+    workers = [TrainLoader(small, T, B, 0, rank, world_size) for rank in range(world_size)]
     for step in (0, 1, alone.steps_per_epoch):
         parts = [worker.batch(step) for worker in workers]
         assert all(len(part.inputs) == B // world_size for part in parts)
@@ -123,3 +127,42 @@ def test_too_little_text_and_wrong_workers(small: PreparedDataset) -> None:
     assert TrainLoader(small, T, total, 0).steps_per_epoch == 1
     with pytest.raises(UserError, match="fewer than one batch"):
         TrainLoader(small, T, total + 1, 0)
+
+
+def test_batches_are_made_ahead_in_order(small: PreparedDataset) -> None:
+    batches = loader(small)
+    last = batches.steps_per_epoch + 3
+    for step, batch in enumerate(batches.batches(2, last), start=2):
+        assert torch.equal(batch.inputs, loader(small).batch(step).inputs)
+        assert batches.words_seen(step) == loader(small).words_seen(step)  # beside the thread
+    assert step == last - 1
+
+
+def test_the_thread_ends_with_the_loop(small: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    stream = loader(small).batches(0, 1_000_000)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == before
+    broken = loader(small)
+    monkeypatch.setattr(broken, "batch", lambda step: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(broken.batches(0, 5))
+    assert threading.active_count() == before
+
+
+def test_states_are_reset_where_documents_begin(small: PreparedDataset) -> None:
+    plain, packed = loader(small), TrainLoader(small, T, B, 0, reset_state="document")
+    assert [micro.cu_seqlens for micro in plain.micro_batches(plain.batch(0), 4)] == [None, None]
+    batch = packed.batch(0)
+    assert torch.equal(batch.inputs, plain.batch(0).inputs)
+    micros, reset = packed.micro_batches(batch, 4), 0
+    assert [micro.inputs.shape for micro in micros] == [(1, 4 * T), (1, 2 * T)]
+    for micro, rows in zip(micros, (slice(0, 4), slice(4, 6)), strict=True):
+        inputs = batch.inputs[rows].flatten()
+        assert torch.equal(micro.inputs[0], inputs) and torch.equal(micro.targets[0], batch.targets[rows].flatten())
+        assert micro.cu_seqlens is not None
+        reset += len(micro.cu_seqlens) - 1
+        begins = [0, *(i for i in range(1, len(inputs)) if i % T == 0 or inputs[i] == small.bos_id), len(inputs)]
+        assert micro.cu_seqlens.tolist() == begins
+    assert reset > B  # some documents begin within a row

@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ import pytest
 from small_text import lines
 
 from hgrnx.config import DataConfig
+from hgrnx.data import origin
 from hgrnx.data import prepare as module
-from hgrnx.data import shards
+from hgrnx.data import shards, text_store
 from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.folders import WORK
 from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
 
@@ -45,10 +49,10 @@ def test_tokens_are_the_text(write: Write, tmp_path: Path) -> None:
     for split in ("train", "dev"):
         part, texts = dataset.split(split), text_of(dataset, split)
         assert part.documents == len(texts)
-        assert part.words == sum(len(text.split()) for text in texts) == part.word_starts.sum()
+        assert part.words == sum(len(text.split()) for text in texts) == np.asarray(part.word_starts).sum()
         assert part.doc_bytes.tolist() == [len(text.encode()) for text in texts]
-        assert (part.tokens[part.doc_offsets[:-1]] == dataset.bos_id).all()
-        assert (part.tokens == dataset.bos_id).sum() == part.documents
+        assert (np.asarray(part.tokens)[part.doc_offsets[:-1]] == dataset.bos_id).all()
+        assert (np.asarray(part.tokens) == dataset.bos_id).sum() == part.documents
     assert dataset.pairs_dir is None
 
 
@@ -87,7 +91,7 @@ def test_the_tokenizer_sees_training_text_only(write: Write, tmp_path: Path) -> 
 
 def test_the_budget_is_a_limit(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write({"a.train": "one two three\n" * 4, "a.dev": "x y\n" * 99})
-    small = module.find_track(config(source)).__class__("strict-small", 12, None, True)
+    small = module.find_track(config(source)).model_copy(update={"words": 12})
     monkeypatch.setattr(module, "find_track", lambda config: small)
     assert prepare(config(source), tmp_path / "data").split("train").words == 12
     source = write({"a.train": "one two three\n" * 5, "a.dev": "x y\n"}, "more")
@@ -129,7 +133,7 @@ def test_second_call_does_nothing(write: Write, tmp_path: Path, monkeypatch: pyt
     first = prepare(config(source), root)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     monkeypatch.setattr(module, "_build", lambda *_: pytest.fail("built again"))
-    monkeypatch.setattr(module, "file_sha256", lambda _: pytest.fail("read the text"))
+    monkeypatch.setattr(origin, "file_sha256", lambda _: pytest.fail("read the text"))
     assert prepare(config(source), root).hash == first.hash
     assert prepare(config(source).model_copy(update={"source": None}), root).hash == first.hash
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -166,18 +170,20 @@ def test_other_text_is_not_taken_for_the_prepared(
     assert sorted(p.name for p in root.iterdir()) == [f".{first.dir.name}.lock", first.dir.name]
 
 
-def test_source_is_needed_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs its text: hgrnx prepare --track strict-small --source DIR"):
-        prepare(DataConfig(track="strict-small"), tmp_path)
+def test_a_track_without_a_place_needs_a_source(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("words: 1_000\n")
+    with pytest.raises(UserError, match=r"mine needs its text: hgrnx prepare --track .*mine\.yaml --source DIR"):
+        prepare(DataConfig(track=str(tmp_path / "mine.yaml")), tmp_path)
 
 
-def test_other_settings_find_the_text_again(write: Write, tmp_path: Path) -> None:
+def test_other_settings_find_the_text_again(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     source = write({"a.train": lines(20), "b.dev": lines(9, 200)})
     first = prepare(config(source), tmp_path / "data")
     nowhere = {"source": None}
     second = prepare(config(source, block_lines=2).model_copy(update=nowhere), tmp_path / "data")
     assert second.dir != first.dir and text_of(second, "train")[0] == lines(2)
-    with pytest.raises(UserError, match="needs its text"):
+    with pytest.raises(UserError, match="track strict is .* which cannot be reached .*--source DIR"):
         prepare(config(source, track="strict").model_copy(update=nowhere), tmp_path / "data")
 
 
@@ -189,21 +195,21 @@ def test_progress_ends_complete(write: Write, tmp_path: Path) -> None:
         tmp_path / "data",
         on_progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
     )
-    assert list(seen) == ["count", "tokenizer", "tokens"]
+    assert list(seen) == ["text", "tokenizer", "tokens"]
     for steps in seen.values():
         assert steps == sorted(steps)
         assert steps[-1][0] == steps[-1][1] > 0
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-@pytest.mark.parametrize("where", ["_save", "count_word_starts"])
+@pytest.mark.parametrize("where", [(shards, "_write"), (text_store, "write_json"), (module, "write_json")])
 def test_a_disk_that_refuses_leaves_nothing(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, where: str
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, where: tuple[Any, str]
 ) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(shards, where, refuse)
+    monkeypatch.setattr(*where, refuse)
     root = tmp_path / "data"
     message = "Cannot write" if code == errno.EROFS else "disk .* is full"
     with pytest.raises(UserError, match=message):
@@ -217,7 +223,7 @@ def test_a_full_device(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyP
     opened = Path.open
 
     def open_full(path: Path, *args: Any, **kwargs: Any) -> Any:
-        return opened(Path("/dev/full") if path.name == "tokens.bin" else path, *args, **kwargs)
+        return opened(Path("/dev/full") if path.name.startswith("00000.tokens.bin") else path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", open_full)
     with pytest.raises(UserError, match="is full; what was half written is removed"):
@@ -235,8 +241,8 @@ def test_a_file_that_changes_meanwhile(write: Write, tmp_path: Path) -> None:
     source = write({"a.train": lines(30), "a.dev": lines(3)})
 
     def touch(stage: str, done: int, total: int) -> None:
-        if stage == "tokens":
-            os.utime(source / "a.train", ns=(1, done))
+        if stage == "text":
+            os.utime(source / "a.train", ns=(1, 2 + done))
 
     with pytest.raises(UserError, match=r"a\.train was changed while it was read"):
         prepare(config(source), tmp_path / "data", on_progress=touch)
@@ -266,16 +272,102 @@ def start(source: Path, root: Path, how: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_run_leaves_nothing_in_the_way(write: Write, tmp_path: Path) -> None:
+def test_a_killed_run_is_continued(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, root = write({"a.train": lines(30), "a.dev": lines(3)}), tmp_path / "data"
     assert start(source, root, "die").wait() == -signal.SIGKILL
-    (partial,) = root.glob(".*.partial")
-    assert (partial / "tokenizer" / "tokenizer.json").is_file()
+    assert list(root.glob(".*.partial"))
     with pytest.raises(UserError, match="is not prepared"):
         module.open_dataset(config(source), root)
-    dataset = prepare(config(source), root)
+    with monkeypatch.context() as patch:  # what was finished is not done again
+        patch.setattr(module, "store_text", lambda *_: pytest.fail("read the text again"))
+        patch.setattr(module, "train_tokenizer", lambda *_: pytest.fail("trained again"))
+        dataset = prepare(config(source), root)
     assert np.array_equal(dataset.split("dev").doc_bytes, [len(lines(3))])
-    assert not partial.exists()
+    assert [path.name for path in root.iterdir() if not path.name.endswith(".lock")] == [dataset.dir.name]
+    assert dataset.hash == prepare(config(source), tmp_path / "undisturbed").hash
+
+
+@pytest.mark.parametrize("left", ["text/00000.txt", "text/00001.index", "tokenizer", "train"])
+def test_what_a_killed_run_left_is_checked(
+    write: Write, tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may leave names without content."""
+    source, root = write({"a.train": lines(30), "a.dev": lines(3)}), tmp_path / "data"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_manifest", _interrupt)
+        prepare(config(source), root)
+    (partial,) = root.glob(".*.partial")
+    damaged = {"tokenizer": partial / "tokenizer/tokenizer.json", "train": partial / "train/00000.tokens.bin"}
+    damaged.get(left, partial / WORK / left).write_bytes(b"{}")
+    assert prepare(config(source), root).hash == prepare(config(source), tmp_path / "undisturbed").hash
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("change", ["source", "settings", "fresh"])
+def test_a_killed_run_of_other_text_is_not_continued(write: Write, tmp_path: Path, change: str) -> None:
+    source, root = write({"a.train": lines(30), "a.dev": lines(3)}), tmp_path / "data"
+    start(source, root, "die").wait()
+    (key,) = root.glob(".*.partial/work/key")
+    old = key.stat().st_ino
+    if change == "source":
+        (source / "a.train").write_text(lines(31))
+    elif change == "settings":
+        key.write_text(key.read_text().replace('"block_lines": 8', '"block_lines": 9'))
+    reread: list[str] = []
+    prepare(config(source), root, fresh=change == "fresh", on_progress=lambda stage, done, total: reread.append(stage))
+    assert "text" in reread and "tokenizer" in reread and old
+    assert prepare(config(source), root).hash == prepare(config(source), tmp_path / "undisturbed").hash
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from hgrnx.config import DataConfig
+from hgrnx.data import choose, prepare as module
+
+if __name__ == "__main__":
+    module._WORTH_A_PROCESS, choose.SHARD_BYTES = 0, 20_000
+    config = DataConfig(track="strict-small", source=sys.argv[1], vocab_size=400)
+    print(module.prepare(config, Path(sys.argv[2]), workers=2).hash)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant(write: Write, tmp_path: Path) -> None:
+    """Parent and workers are killed at random moments, again and again, until a call gets to the end."""
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    files: dict[str, str | bytes] = {f"{name}.train": lines(2_000, 2_000 * i) for i, name in enumerate("abcd")}
+    source = write({**files, "a.dev": lines(300, 10_000)})
+    command = [sys.executable, str(script), str(source)]
+    began = time.monotonic()
+    undisturbed = subprocess.run([*command, str(tmp_path / "other")], capture_output=True, text=True, check=True).stdout
+    length = time.monotonic() - began
+    random, kills = Random(5), 0
+    for attempt in range(4):
+        root = tmp_path / f"data-{attempt}"
+        for most in (0.95, 0.6):
+            process = subprocess.Popen([*command, str(root)], stdout=subprocess.PIPE, text=True)
+            try:
+                process.communicate(timeout=random.uniform(0.25, most) * length)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+        last = subprocess.run([*command, str(root)], capture_output=True, text=True, check=True)
+        assert last.stdout == undisturbed
+        (folder,) = (path for path in root.iterdir() if not path.name.endswith(".lock"))
+        assert not list(folder.rglob("*.tmp"))
+    assert kills >= 4
+    dataset = module.open_dataset(config(source, vocab_size=400), root, verify=True)
+    assert len(dataset.manifest["shards"]["train"]) > 5
+    # One process, and one shard or many: the same tokens.
+    alone = prepare(config(source, vocab_size=400), tmp_path / "alone", workers=1)
+    assert np.array_equal(alone.split("train").tokens, dataset.split("train").tokens)
+    assert np.array_equal(alone.split("train").doc_offsets, dataset.split("train").doc_offsets)
 
 
 def test_two_processes_make_it_once(write: Write, tmp_path: Path) -> None:
@@ -300,4 +392,4 @@ def test_real_text(tmp_path: Path) -> None:
         split = "dev" if row["name"].startswith("dev/") else "train"
         assert row[split]["bytes"] == sum(len(line.encode()) for line in kept)
         assert row[split]["documents"] == -(-len(kept) // 8)
-    assert dataset.split("train").word_starts.sum() == dataset.split("train").words
+    assert np.asarray(dataset.split("train").word_starts).sum() == dataset.split("train").words

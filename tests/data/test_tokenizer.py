@@ -11,9 +11,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from hgrnx.data.tokenizer import (
-    BOS_ID,
-    EOS_ID,
-    PAD_ID,
     load_tokenizer,
     model_text,
     save_tokenizer,
@@ -23,6 +20,7 @@ from hgrnx.data.tokenizer import (
 )
 from hgrnx.errors import UserError
 
+BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
 DOCUMENTS = ["the cat sat\nthe cat ran\n", "a naïve cat, 42 dogs!\n", "<s> the end </s>\n"] * 20
 
 
