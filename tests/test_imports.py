@@ -29,8 +29,9 @@ ALLOWED = {
     "bench": BASE | {"ops", "models", "objectives", "training", "tracking", "report"},
     "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking"},
     "runs": BASE | {"models", "training"},
+    "export": BASE | {"models", "training", "report", "runs"},
     "launch": BASE | {"models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
-    "cli": BASE | {"models", "data", "tracking", "report", "runs", "launch", "bench", "doctor"},
+    "cli": BASE | {"models", "data", "tracking", "report", "runs", "export", "launch", "bench", "doctor"},
 }
 # Third-party packages with one owner.
 OWNERS = {
@@ -43,6 +44,7 @@ OWNERS = {
     "mamba_ssm": ("ops/",),
     "typer": ("cli.py",),
     "matplotlib": ("report/",),
+    "huggingface_hub": ("export.py",),
 }
 ABSENT = ("ray", "deepspeed", "mlflow", "triton", "fla", "datasets", "matplotlib", "transformers")
 

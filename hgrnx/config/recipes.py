@@ -60,7 +60,7 @@ class Recipe(_CommonRecipe):
         """What decides the resulting weights: everything but where it is computed and how often it is measured."""
         content = self.model_dump(mode="json", exclude={"launch", "evaluation"})
         del content["data"]["source"]  # where the text lay; its content is in the dataset's hash
-        for key in ("checkpoint_every", "keep_checkpoints", "log_every"):
+        for key in ("checkpoint_every", "keep_checkpoints", "word_milestones", "log_every"):
             del content["training"][key]
         return content
 

@@ -124,10 +124,11 @@ class TestLmEval:
 
     def test_the_stock_command(self, tmp_path: Path, tasks: Path) -> None:
         exported = Exported("hgrn2", tmp_path)
-        command = "--model hf --tasks pairs --device cpu --batch_size 4 --limit 6 --log_samples".split()
         done = subprocess.run(
-            [sys.executable, "-m", "lm_eval", *command, "--include_path", tasks, "--output_path", tmp_path / "out"]
-            + ["--model_args", f"pretrained={exported.folder},trust_remote_code=True,dtype=float32"],
+            f"{sys.executable} -m lm_eval --model hf --tasks pairs --include_path {tasks} --device cpu --batch_size 4 "
+            f"--model_args pretrained={exported.folder},trust_remote_code=True,dtype=float32 "
+            f"--limit 6 --log_samples --output_path {tmp_path / 'out'}",
+            shell=True,
             capture_output=True,
             text=True,
             check=False,
