@@ -137,33 +137,25 @@ def compare(
         print_summary(folders, make_console())
 
 
-@app.command(name="export")
-def export_run(
+@app.command()
+def export(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
     folder: Annotated[Path, typer.Argument(help="New folder for config.json, safetensors and tokenizer.")],
+    milestones: Annotated[bool, typer.Option("--milestones", help="Also a folder for each word milestone.")] = False,
+    push: Annotated[str | None, typer.Option(help="Upload to this repository (USER/NAME) of the hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
     home: Home = None,
 ) -> None:
     """Write a Hugging Face folder with a model card, which transformers (and for HGRN2 FLA, on a GPU) opens."""
-    import shutil
-
-    from hgrnx.data.run_ledger import LEDGER
-    from hgrnx.models.folders import save_folder
+    from hgrnx.export import check_repo, export_run, push_folders
     from hgrnx.paths import resolve_places
-    from hgrnx.report.card import model_card
-    from hgrnx.runs import open_model
 
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty. Give a new folder.")
-    opened = open_model(run, resolve_places(home))
-    save_folder(opened.model, folder, opened.tokenizer_dir)
-    if (opened.folder / LEDGER).is_file():  # what the model has read, for those who learn from it
-        shutil.copy(opened.folder / LEDGER, folder / LEDGER)
-    if (opened.folder / "result.json").is_file():
-        card = model_card(opened.folder, opened.model.config.architecture, folder.name)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-    else:
-        print(f"{opened.folder.name} is not a finished run: the folder has no model card.", file=sys.stderr)
-    print(folder.resolve())
+    if push is not None:
+        check_repo(push)
+    folders = export_run(run, folder, resolve_places(home), milestones=milestones)
+    print("\n".join(str(path.resolve()) for path in folders.values()))
+    if push is not None:
+        print(push_folders(folders, push, private=private))
 
 
 @app.command()

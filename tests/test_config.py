@@ -17,9 +17,11 @@ from hgrnx.config import (
     Recipe,
     TrainingConfig,
     TransformerConfig,
+    durations,
     flatten,
     load_recipe,
     parse_duration,
+    recipe_from_dict,
     run_name,
     shipped_recipes,
     to_yaml,
@@ -207,3 +209,19 @@ def test_durations_parse_or_refuse(text: str) -> None:
     except ValueError:
         return
     assert amount > 0 and unit in {"steps", "epochs", "words", "percent"}
+
+
+def test_word_milestones_are_babylms() -> None:
+    """The revisions that BabyLM 2025's pipeline evaluates."""
+    names = [durations.milestone_name(words) for words in durations.WORD_MILESTONES]
+    wanted = [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]
+    assert names == [f"chck_{millions}M" for millions in wanted]
+
+
+def test_word_milestones_do_not_change_a_run() -> None:
+    with_them = recipe_from_dict({"name": "x", "training": {"word_milestones": True}})
+    without = recipe_from_dict({"name": "x"})
+    assert isinstance(with_them, Recipe) and isinstance(without, Recipe)
+    assert run_name(with_them, "data") == run_name(without, "data")
+    with pytest.raises(UserError, match="training.word_milestones"):
+        recipe_from_dict({"name": "x", "training": {"word_milestones": "words"}})

@@ -29,21 +29,22 @@ ALLOWED = {
     "bench": BASE | {"ops", "models", "objectives", "training", "tracking", "report"},
     "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking"},
     "runs": BASE | {"models", "data", "training"},
+    "export": BASE | {"models", "data", "training", "report", "runs"},
     "launch": BASE | {"models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
-    "cli": BASE | {"models", "data", "tracking", "report", "runs", "launch", "bench", "doctor"},
+    "cli": BASE | {"models", "data", "tracking", "report", "runs", "export", "launch", "bench", "doctor"},
 }
 # Third-party packages with one owner.
 OWNERS = {
     "ray": ("launch/",),
     "deepspeed": ("training/deepspeed_engine.py",),
     "mlflow": ("tracking/",),
-    "fla": ("ops/", "models/hub.py"),
+    "fla": ("ops/", "models/hub.py", "bench/"),
     "transformers": ("models/hub.py", "bench/model.py"),
     "triton": ("ops/",),
     "mamba_ssm": ("ops/",),
     "typer": ("cli.py",),
     "matplotlib": ("report/",),
-    "huggingface_hub": ("data/hub.py",),
+    "huggingface_hub": ("data/hub.py", "export.py"),
     "rensa": ("data/duplicates.py",),
 }
 ABSENT = (

@@ -35,6 +35,17 @@ def parse_duration(text: str) -> tuple[float, Literal["steps", "epochs", "words"
     return amount, unit  # type: ignore[return-value]
 
 
+WORD_MILESTONES = tuple(
+    sorted({count * unit for unit in (1_000_000, 10_000_000, 100_000_000) for count in range(1, 11)})
+)
+"""Words seen at which BabyLM 2025 asks for a checkpoint: each million to 10M, each ten to 100M, each hundred to 1B."""
+
+
+def milestone_name(words: int) -> str:
+    """The revision's name in BabyLM's evaluation pipeline: ``chck_1M`` ... ``chck_1000M``."""
+    return f"chck_{words // 1_000_000}M"
+
+
 def _check_duration(text: str) -> str:
     parse_duration(text)
     return text

@@ -64,7 +64,7 @@ class Recipe(_CommonRecipe):
             del data[key]  # where they lie: what they are is in the dataset's hash
         if data["cleaning"]["decontaminate"]:
             del data["cleaning"]["decontaminate"]["benchmarks"]
-        for key in ("checkpoint_every", "keep_checkpoints", "log_every"):
+        for key in ("checkpoint_every", "keep_checkpoints", "word_milestones", "log_every"):
             del content["training"][key]
         return content
 

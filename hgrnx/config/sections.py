@@ -103,6 +103,8 @@ class TrainingConfig(Section):
     """Period of checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept. The last one of a finished run stays."""
+    word_milestones: bool = False
+    """Also keep the weights after 1M, 2M ... 10M, 20M ... 100M, 200M ... 1B words seen, as BabyLM asks for."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of metrics."""
 

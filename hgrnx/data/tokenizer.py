@@ -63,12 +63,8 @@ def save_tokenizer(tokenizer: Tokenizer | bytes, folder: Path) -> str:
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_bytes(content)
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **special,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 10**30,  # transformers' way to say "no limit"
-    }
+    # No model_max_length: a number there would be a limit for lm-eval, whatever its size.
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special, "clean_up_tokenization_spaces": False}
     for name, values in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return tokenizer_hash(folder)

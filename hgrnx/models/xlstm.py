@@ -168,7 +168,8 @@ class SLSTMLayer(nn.Module):
         gates_BTH4K = gates_BTH4K + self.gate_bias.view(gates_BTH4K.shape[2:])  # float32 from here on
         memory = None if state is None else SLSTMMemory(*state.memory)
         y_BTHK, memory = slstm(gates_BTH4K, self.recurrent, memory, padding_BT)
-        return self.outnorm(y_BTHK), BlockState(inputs_BPD, memory)
+        # With bfloat16 weights the residual stream stays bfloat16: its norms take no float32 then.
+        return self.outnorm(y_BTHK).to(x_BTD.dtype), BlockState(inputs_BPD, memory)
 
 
 class GatedGELU(nn.Module):

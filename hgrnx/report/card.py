@@ -7,6 +7,19 @@ from pathlib import Path
 
 from hgrnx.report.tables import summary_markdown
 
+_HEADER = """---
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- hgrnx
+- babylm
+- {architecture}
+---
+
+# {run}
+"""
+
 _OPEN = """```python
 import hgrnx.models.hub  # or: from_pretrained(..., trust_remote_code=True)
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,18 +37,7 @@ def model_card(run_dir: Path, architecture: str, folder_name: str) -> str:
     """
     environment = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
     recipe = (run_dir / "recipe.yaml").read_text(encoding="utf-8")
-    return f"""---
-language: en
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- hgrnx
-- babylm
-- {architecture}
----
-
-# {run_dir.name}
-
+    return f"""{_HEADER.format(architecture=architecture, run=run_dir.name)}
 Trained with hgrnx {environment["versions"]["hgrnx"]} on the dataset with hash `{environment["data_hash"][:16]}`.
 
 {_OPEN.format(folder=folder_name)}
@@ -50,4 +52,12 @@ A text is scored as it was trained: after the BOS token, each line with a space 
 
 ```yaml
 {recipe}```
+"""
+
+
+def milestone_card(run_dir: Path, architecture: str, revision: str, words: int) -> str:
+    """``README.md`` for the weights of a run as they were after ``words`` words, in Markdown."""
+    return f"""{_HEADER.format(architecture=architecture, run=run_dir.name)}
+`{revision}`: the weights after {words:,} words seen in training. The last ones, with recipe and scores, are the
+revision `main`.
 """

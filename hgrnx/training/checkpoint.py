@@ -5,6 +5,8 @@
 SHA-256 of itself). A folder is written aside under another name, flushed to the disk and renamed; then the
 file ``LAST`` names it. So a kill at any instant leaves the previous checkpoint whole and findable.
 
+Weights that are kept to be looked at, not to go on from, are in folders of the same form without the optimizer.
+
 Only one process (rank 0) saves; any may read.
 """
 
@@ -32,7 +34,7 @@ from hgrnx.training.engine import EngineState
 FORMAT = 1
 _MODEL, _OPTIMIZER, _STATE, _LAST = "model.safetensors", "optimizer.safetensors", "state.json", "LAST"
 _FOLDER = re.compile(r"step-(\d{8,})(\.old-[0-9a-f]+)?")
-_LEFTOVER = re.compile(r"(step-\d{8,}|LAST)\.tmp-[0-9a-f]+")
+_LEFTOVER = re.compile(r"(step-\d{8,}|chck_\d+M|LAST)\.tmp-[0-9a-f]+")
 _log = logging.getLogger(__name__)
 
 
@@ -50,29 +52,30 @@ def save_checkpoint(checkpoints: Path, step: int, state: EngineState, meta: dict
         UserError: the disk is full or not writable. What was there before is still whole.
     """
     target = checkpoints / f"step-{step:08d}"
-    aside = _aside(target)
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        for name in os.listdir(checkpoints):
-            if _LEFTOVER.fullmatch(name):
-                _remove(checkpoints / name)
-        aside.mkdir()
-        _write(aside, step, state, meta)
+    with _place_for(target) as aside:
+        moments = {f"{moment}/{name}": t for moment, by_name in state.optimizer.items() for name, t in by_name.items()}
+        head = {"step": step, "optimizer_step": state.optimizer_step, "moments": sorted(state.optimizer), "meta": meta}
+        _write(aside, {_MODEL: state.weights, _OPTIMIZER: moments}, head)
         if target.exists():
             # The same step was saved before a rollback. Under this name it is still found by a reader.
             os.rename(target, f"{target}.old-{secrets.token_hex(4)}")
         os.rename(aside, target)
         _sync_folder(checkpoints)
         _point_last(checkpoints, target.name)
-    except (OSError, SafetensorError) as error:
-        _remove(aside)
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UserError(
-            f"Cannot write the checkpoint {target}: {reason}. Earlier checkpoints are whole. "
-            "Make room or give write permission there, then start the same command again to continue."
-        ) from None
     _prune(checkpoints, step, keep)
     return target
+
+
+def save_weights(target: Path, step: int, weights: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write the weights of ``step`` as the folder ``target``, which :func:`load_weights` reads.
+
+    A folder of that name, from before a rollback, is replaced. Raises like :func:`save_checkpoint`.
+    """
+    with _place_for(target) as aside:
+        _write(aside, {_MODEL: weights}, {"step": step, "meta": meta})
+        _remove(target)
+        os.rename(aside, target)
+        _sync_folder(target.parent)
 
 
 def load_checkpoint(folder: Path) -> tuple[EngineState, dict[str, Any]]:
@@ -86,6 +89,8 @@ def load_checkpoint(folder: Path) -> tuple[EngineState, dict[str, Any]]:
     try:
         head = _read_head(folder)
         weights = _read_tensors(folder, _MODEL, head)
+        if _OPTIMIZER not in head["files"]:
+            raise _Damaged("it has weights only")
         optimizer: dict[str, dict[str, Tensor]] = {moment: {} for moment in head["moments"]}
         for key, tensor in _read_tensors(folder, _OPTIMIZER, head).items():
             moment, _, name = key.partition("/")
@@ -101,6 +106,15 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return _read_tensors(folder, _MODEL, _read_head(folder))
     except _Damaged as damage:
         raise _cannot_use(folder, damage) from None
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """``meta`` of a checkpoint folder, and its ``step``. Raises like :func:`load_checkpoint`."""
+    try:
+        head = _read_head(folder)
+    except _Damaged as damage:
+        raise _cannot_use(folder, damage) from None
+    return {**head["meta"], "step": head["step"]}
 
 
 def latest_checkpoint(checkpoints: Path) -> Path | None:
@@ -141,24 +155,34 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
     )
 
 
-def _write(folder: Path, step: int, state: EngineState, meta: dict[str, Any]) -> None:
-    moments = {f"{moment}/{name}": t for moment, by_name in state.optimizer.items() for name, t in by_name.items()}
-    save_file(state.weights, folder / _MODEL)
-    save_file(moments, folder / _OPTIMIZER)
-    head = {
-        "format": FORMAT,
-        "step": step,
-        "optimizer_step": state.optimizer_step,
-        "moments": sorted(state.optimizer),
-        "meta": meta,
-        "files": {
-            name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-            for name in (_MODEL, _OPTIMIZER)
-        },
-    }
+@contextlib.contextmanager
+def _place_for(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target``, in a place without the leftovers of killed saves; gone where writing fails."""
+    aside = _aside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for name in os.listdir(target.parent):
+            if _LEFTOVER.fullmatch(name):
+                _remove(target.parent / name)
+        aside.mkdir()
+        yield aside
+    except (OSError, SafetensorError) as error:
+        _remove(aside)
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(
+            f"Cannot write the checkpoint {target}: {reason}. Earlier checkpoints are whole. "
+            "Make room or give write permission there, then start the same command again to continue."
+        ) from None
+
+
+def _write(folder: Path, files: dict[str, dict[str, Tensor]], head: dict[str, Any]) -> None:
+    for name, tensors in files.items():
+        save_file(tensors, folder / name)
+    sizes = {name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in files}
+    head = {"format": FORMAT, **head, "files": sizes}
     head["sha256"] = _own_sha256(head)
     (folder / _STATE).write_text(json.dumps(head, indent=2), encoding="utf-8")
-    for name in (_MODEL, _OPTIMIZER, _STATE):
+    for name in (*files, _STATE):
         with open(folder / name, "rb") as file:
             os.fsync(file.fileno())
     _sync_folder(folder)

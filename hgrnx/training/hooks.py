@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hgrnx.config import EvaluationConfig
+from hgrnx.config import EvaluationConfig, durations
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.errors import UserError
 from hgrnx.evaluation.suite import EvaluationResult, evaluate
 from hgrnx.models.base import LanguageModel
 from hgrnx.tracking.tracker import Tracker
-from hgrnx.training.checkpoint import save_checkpoint
+from hgrnx.training.checkpoint import save_checkpoint, save_weights
 from hgrnx.training.distributed import gather_objects, rank_and_world, sum_over_ranks, wait_for_all
 from hgrnx.training.engine import Engine
 from hgrnx.training.loop import Hook, Period, Progress, StepResult
@@ -142,6 +142,23 @@ class CheckpointHook(Hook):
         if rank_and_world()[0] == 0:
             save_checkpoint(self.folder, now.step, state, {**self.meta(), "words": now.words}, self.keep)
             self.tracker.durable(now.step)
+        wait_for_all()
+
+
+class MilestoneHook(Hook):
+    """Keeps the weights at every word milestone. Comes before the checkpoint, from which a resumed run goes on."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
+
+    def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
+        passed = [words for words in durations.WORD_MILESTONES if before.words < words <= now.words]
+        if not passed:
+            return
+        weights = self.engine.weights()
+        if rank_and_world()[0] == 0:
+            for words in passed:
+                save_weights(self.folder / durations.milestone_name(words), now.step, weights, {"words": now.words})
         wait_for_all()
 
 

@@ -29,9 +29,12 @@ from hgrnx.training import optim
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights
 from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_all
 from hgrnx.training.engine import build_engine, choose_device
-from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, ProgressHook
+from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, MilestoneHook, ProgressHook
 from hgrnx.training.loop import Period, train
 from hgrnx.training.recompute import recompute_layers
+
+MILESTONES = "milestones"
+"""Folder of a run with the weights at its word milestones."""
 
 
 class Listener(Protocol):
@@ -107,6 +110,7 @@ def run_training(
         hooks: list[Hook] = [
             LogHook(tracker, engine, clock, recipe.training.log_every, every),
             evaluation,
+            *([MilestoneHook(engine, run_dir / MILESTONES)] if recipe.training.word_milestones else []),
             CheckpointHook(
                 engine,
                 checkpoints,

@@ -29,9 +29,9 @@ CONFIGS: dict[str, ModelConfig] = {
 assert CONFIGS.keys() == ARCHITECTURES.keys()
 
 
-def lively(config: ModelConfig, seed: int = 0) -> LanguageModel:
+def lively(config: ModelConfig, seed: int = 0, vocab_size: int = VOCAB) -> LanguageModel:
     """A model in evaluation mode, far from its initial weights, some of which are constants."""
-    model = build_model(config, VOCAB, seed).eval()
+    model = build_model(config, vocab_size, seed).eval()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -53,6 +53,20 @@ def test_loss_and_gradients(pair: tuple[LanguageModel, Any]) -> None:
     assert all(parameter.grad is not None for parameter in opened.parameters())
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_bfloat16_weights(architecture: str, tmp_path: Path) -> None:
+    """As lm-eval's ``dtype=bfloat16`` has them."""
+    import hgrnx.models.hub  # noqa: F401
+
+    model = lively(CONFIGS[architecture])
+    save_folder(model, tmp_path)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        wanted, given = model(tokens(2, 9)), opened(tokens(2, 9)).logits.float()
+    assert all(parameter.dtype == torch.bfloat16 for parameter in opened.parameters())
+    assert (given - wanted).norm() < 0.1 * wanted.norm()
+
+
 @pytest.mark.parametrize("architecture", OURS)
 class TestOwnClasses:
     @pytest.fixture

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from hgrnx.config import DataConfig, LSTMConfig, ModelConfig, Recipe, recipe_from_dict
+from hgrnx.config import DataConfig, LSTMConfig, ModelConfig, Recipe, durations, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.loader import TrainLoader
 from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
 from hgrnx.ops import implementation_note
-from hgrnx.training import loop
-from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
+from hgrnx.training import loop, run
+from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights, read_meta
+from hgrnx.training.hooks import CheckpointHook
 from hgrnx.training.run import last_weights, run_training
 
 
@@ -86,6 +88,62 @@ def test_stop_and_resume_is_bit_for_bit(
         assert torch.equal(tensor, halves.weights[name]), name
         assert torch.equal(whole.optimizer["exp_avg"][name], halves.optimizer["exp_avg"][name]), name
     assert lines(tmp_path / "whole") == lines(tmp_path / "halves")
+
+
+def test_weights_at_word_milestones_are_kept(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond keep_checkpoints, and without a trace in the weights and the metrics."""
+    words = TrainLoader(dataset, 32, 4, 0).words_seen
+    # In the steps 2 and 5; the last one is not reached. Two in one step have the same weights.
+    monkeypatch.setattr(durations, "WORD_MILESTONES", (words(1) + 1, words(2), words(5) - 1, words(6) + 1))
+    monkeypatch.setattr(durations, "milestone_name", lambda words: f"chck_{words}M")
+    every_step = {"checkpoint_every": "1 steps", "keep_checkpoints": 6}
+    run_training(recipe(training=every_step), dataset, tmp_path / "all")
+    kept = recipe(training={"checkpoint_every": "1 steps", "keep_checkpoints": 1, "word_milestones": True})
+    leftover = tmp_path / "run" / "milestones" / "chck_5M.tmp-0a1b2c3d"
+    leftover.mkdir(parents=True)
+    run_training(kept, dataset, tmp_path / "run")
+
+    assert lines(tmp_path / "all") == lines(tmp_path / "run")
+    assert not (tmp_path / "all" / "milestones").exists() and not leftover.exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000006"]
+    folders = {path.name: path for path in (tmp_path / "run" / "milestones").iterdir()}
+    steps = {words(1) + 1: 2, words(2): 2, words(5) - 1: 5}
+    assert folders.keys() == {f"chck_{words}M" for words in steps}
+    for milestone, step in steps.items():
+        folder = folders[f"chck_{milestone}M"]
+        assert read_meta(folder) == {"step": step, "words": words(step)}
+        at_that_step = load_weights(tmp_path / "all" / "checkpoints" / f"step-{step:08d}")
+        assert all(torch.equal(tensor, at_that_step[name]) for name, tensor in load_weights(folder).items())
+        with pytest.raises(UserError, match="weights only"):
+            load_checkpoint(folder)
+
+
+def test_a_milestone_whose_checkpoint_was_lost_is_written_again(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = TrainLoader(dataset, 32, 4, 0).words_seen
+    monkeypatch.setattr(durations, "WORD_MILESTONES", (words(3),))  # a checkpoint's step
+    monkeypatch.setattr(durations, "milestone_name", lambda words: "chck_1M")
+    chosen = recipe(training={"word_milestones": True})
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "CheckpointHook", _Dying)
+        with pytest.raises(Stopped):
+            run_training(chosen, dataset, tmp_path)
+    first = load_weights(tmp_path / "milestones" / "chck_1M")
+    (tmp_path / "milestones" / "chck_1M" / "model.safetensors").unlink()  # not emptied: it is mapped
+    run_training(chosen, dataset, tmp_path)
+    again = load_weights(tmp_path / "milestones" / "chck_1M")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+class _Dying(CheckpointHook):
+    """The process ends when the first checkpoint is due."""
+
+    def after_step(self, before: loop.Progress, now: loop.Progress, result: loop.StepResult) -> None:
+        if now.step == 3:
+            raise Stopped
 
 
 def test_environment_says_which_recurrence_was_used(dataset: PreparedDataset, tmp_path: Path) -> None:
