@@ -39,7 +39,7 @@ OWNERS = {
     "deepspeed": ("training/deepspeed_engine.py",),
     "mlflow": ("tracking/",),
     "fla": ("ops/", "models/hub.py", "bench/"),
-    "transformers": ("models/hub.py", "bench/model.py"),
+    "transformers": ("models/hub.py", "bench/peers.py"),
     "triton": ("ops/",),
     "mamba_ssm": ("ops/",),
     "typer": ("cli.py",),
