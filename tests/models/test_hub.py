@@ -102,6 +102,8 @@ class TestOwnClasses:
         def size(length: int) -> int:
             cache = opened(tokens(1, length)).past_key_values
             assert cache.get_seq_length() == length
+            cache = opened(tokens(1, 2), past_key_values=cache).past_key_values
+            assert cache.get_seq_length() == length + 2
             leaves = torch.utils._pytree.tree_leaves(cache.state)
             return sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
 
