@@ -14,6 +14,9 @@ gates. It must never be split as decay(..i) / decay(..j), which overflows. It is
 So every factor is a product of gates, at most 1, and gates of 0 are as good as any. The backward walks the
 same tree downwards. The gradient of a log-gate is the sum over pairs (j, i) that the gate lies between;
 it comes out of the tree as just that sum, without a difference of larger ones.
+
+Forward and backward are custom operators so that torch.compile leaves them alone: traced, the loops over the slabs,
+which share their buffers, would make a graph that grows with the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hgrnx.ops.cpu import flushed_denormals
 from hgrnx.ops.packing import in_padded_rows
@@ -43,8 +45,8 @@ def chunked_recurrence(
     """Arguments and results are those of :func:`hgrnx.ops.gated_linear_recurrence`."""
     if cu_seqlens is not None:
         sequence = (q_BTHK, k_BTHK, v_BTHV, log_f_BTHK)
-        return in_padded_rows(_ChunkedRecurrence.apply, *sequence, initial_state_BHKV, cu_seqlens)
-    return _ChunkedRecurrence.apply(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV)
+        return in_padded_rows(_forward, *sequence, initial_state_BHKV, cu_seqlens)
+    return _forward(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV)
 
 
 class _Level(NamedTuple):
@@ -72,51 +74,80 @@ class _Tree(NamedTuple):
     decay_MK: Tensor  # of the whole chunk
 
 
-class _ChunkedRecurrence(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(q, k, v, log_f, initial_state)
-        B, T, H, K = q.shape
-        V = v.shape[-1]
-        chunk, padded = chunking(T, _CHUNK)
-        inputs = [pad_time(x, padded) for x in (q, k, v, log_f)]
-        o = v.new_empty(B, padded, H, V)
-        final = q.new_empty(B, H, K, V, dtype=compute_dtype(q))
-        with torch.autocast(q.device.type, enabled=False), flushed_denormals():
-            for slab in slabs(B, padded, H, K):
-                q_RTK, k_RTK, v_RTV, g_RTK = (take(x, slab) for x in inputs)
-                tree = _build_tree(q_RTK, k_RTK, g_RTK, chunk, keep=False)
-                v_MCV = v_RTV.view(-1, chunk, V)
-                state = None if initial_state is None else initial_state[slab].flatten(0, 1)
-                states_MKV, last_RKV = _chunk_states(tree, v_MCV, state, q_RTK.shape[0])
-                o_MCV = _outputs(tree, v_MCV)
-                o_MCV.baddbmm_(tree.q_MCK, states_MKV)
-                put(o, slab, o_MCV)
-                final[slab] = last_RKV.view(final[slab].shape)
-        return o[:, :T], final
+@torch.library.custom_op("hgrnx::chunked_recurrence", mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
+    B, T, H, K = q.shape
+    V = v.shape[-1]
+    chunk, padded = chunking(T, _CHUNK)
+    inputs = [pad_time(x, padded) for x in (q, k, v, log_f)]
+    o = v.new_empty(B, padded, H, V)
+    final = q.new_empty(B, H, K, V, dtype=compute_dtype(q))
+    with torch.autocast(q.device.type, enabled=False), flushed_denormals():
+        for slab in slabs(B, padded, H, K):
+            q_RTK, k_RTK, v_RTV, g_RTK = (take(x, slab) for x in inputs)
+            tree = _build_tree(q_RTK, k_RTK, g_RTK, chunk, keep=False)
+            v_MCV = v_RTV.view(-1, chunk, V)
+            state = None if initial_state is None else initial_state[slab].flatten(0, 1)
+            states_MKV, last_RKV = _chunk_states(tree, v_MCV, state, q_RTK.shape[0])
+            o_MCV = _outputs(tree, v_MCV)
+            o_MCV.baddbmm_(tree.q_MCK, states_MKV)
+            put(o, slab, o_MCV)
+            final[slab] = last_RKV.view(final[slab].shape)
+    return o[:, :T], final
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_o: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, log_f, initial_state = ctx.saved_tensors
-        B, T, H, K = q.shape
-        chunk, padded = chunking(T, _CHUNK)
-        inputs = [pad_time(x, padded) for x in (q, k, v, log_f, grad_o)]
-        grads = [x.new_empty(B, padded, *x.shape[2:]) for x in (q, k, v, log_f)]
-        grad_initial = None if initial_state is None else torch.empty_like(initial_state)
-        with torch.autocast(q.device.type, enabled=False), flushed_denormals():
-            for slab in slabs(B, padded, H, K):
-                q_RTK, k_RTK, v_RTV, g_RTK, do_RTV = (take(x, slab) for x in inputs)
-                state = None if initial_state is None else initial_state[slab].flatten(0, 1)
-                d_last_RKV = grad_final[slab].flatten(0, 1)
-                *slab_grads, grad_state = _slab_backward(q_RTK, k_RTK, v_RTV, g_RTK, do_RTV, state, d_last_RKV, chunk)
-                for grad, slab_grad in zip(grads, slab_grads):
-                    put(grad, slab, slab_grad)
-                if grad_initial is not None:
-                    grad_initial[slab] = grad_state.view(grad_initial[slab].shape)
-        return (*(x[:, :T] for x in grads), grad_initial)
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
+    B, T, H, K = q.shape
+    _, padded = chunking(T, _CHUNK)
+    return v.new_empty(B, padded, *v.shape[2:])[:, :T], q.new_empty(B, H, K, v.shape[-1], dtype=compute_dtype(q))
+
+
+@torch.library.custom_op("hgrnx::chunked_recurrence_backward", mutates_args=())
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state: Tensor | None, grad_o: Tensor, grad_final: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, log_f and the initial state (an empty tensor without one)."""
+    B, T, H, K = q.shape
+    chunk, padded = chunking(T, _CHUNK)
+    inputs = [pad_time(x, padded) for x in (q, k, v, log_f, grad_o)]
+    grads = [x.new_empty(B, padded, *x.shape[2:]) for x in (q, k, v, log_f)]
+    grad_initial = q.new_empty(0) if initial_state is None else torch.empty_like(initial_state)
+    with torch.autocast(q.device.type, enabled=False), flushed_denormals():
+        for slab in slabs(B, padded, H, K):
+            q_RTK, k_RTK, v_RTV, g_RTK, do_RTV = (take(x, slab) for x in inputs)
+            state = None if initial_state is None else initial_state[slab].flatten(0, 1)
+            d_last_RKV = grad_final[slab].flatten(0, 1)
+            *slab_grads, grad_state = _slab_backward(q_RTK, k_RTK, v_RTV, g_RTK, do_RTV, state, d_last_RKV, chunk)
+            for grad, slab_grad in zip(grads, slab_grads):
+                put(grad, slab, slab_grad)
+            if initial_state is not None:
+                grad_initial[slab] = grad_state.view(grad_initial[slab].shape)
+    dq, dk, dv, dlog_f = (grad[:, :T] for grad in grads)
+    return dq, dk, dv, dlog_f, grad_initial
+
+
+@_backward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, initial_state: Tensor | None, grad_o: Tensor, grad_final: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    B, T = q.shape[:2]
+    _, padded = chunking(T, _CHUNK)
+    dq, dk, dv, dlog_f = (x.new_empty(B, padded, *x.shape[2:])[:, :T] for x in (q, k, v, log_f))
+    return dq, dk, dv, dlog_f, q.new_empty(0) if initial_state is None else torch.empty_like(initial_state)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad_o: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors  # once: activation checkpointing hands them out a single time
+    *grads, grad_initial = _backward(*inputs, grad_o, grad_final)
+    return (*grads, None if inputs[4] is None else grad_initial)
+
+
+_forward.register_autograd(_gradients, setup_context=_keep_inputs)
 
 
 def _slab_backward(

@@ -2,7 +2,10 @@
 
 Per channel and state, h_t = exp(dt_t A) h_{t-1} + dt_t b_t u_t, and y_t is the sum of c_t h_t over the states.
 
-Shapes: B rows, T tokens, C channels, S states of a channel; N tokens of a chunk, R rows of a slab.
+Shapes: B rows, T tokens, C channels, S states of a channel; N tokens of a chunk, M chunks, R rows of a slab.
+
+Forward and backward are custom operators so that torch.compile leaves them alone: traced, the loops over the tokens,
+which share their buffers, would make a graph that grows with the text.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hgrnx.ops.cpu import flushed_denormals
 from hgrnx.ops.slabs import compute_dtype
@@ -59,7 +61,8 @@ def selective_scan(
         kernel = u_BTC.is_cuda and initial_state_BCS is None and importlib.util.find_spec("mamba_ssm") is not None
         impl = "mamba_ssm" if kernel else "chunked"
     if impl == "chunked":
-        return _ChunkedScan.apply(u_BTC, dt_BTC, A_CS, b_BTS, c_BTS, initial_state_BCS)
+        y_BTC, last_BCS, _ = _chunked_scan(u_BTC, dt_BTC, A_CS, b_BTS, c_BTS, initial_state_BCS)
+        return y_BTC, last_BCS
     if impl == "mamba_ssm":
         if initial_state_BCS is not None:
             raise ValueError("selective_scan: impl='mamba_ssm' takes no initial state; use impl='chunked'")
@@ -88,87 +91,144 @@ class _Chunk:
             state_RSC = now_RSC.addcmul_(decay_RSC, state_RSC)
 
 
-class _ChunkedScan(torch.autograd.Function):
-    """Keeps the inputs and the state before each chunk; the backward runs each chunk again."""
+@torch.library.custom_op("hgrnx::selective_scan", mutates_args=())
+def _chunked_scan(
+    u: Tensor, dt: Tensor, A: Tensor, b: Tensor, c: Tensor, initial_state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, last state, and the states before each chunk [M, B, S, C], from which the backward runs it again."""
+    B, T, C = u.shape
+    S = A.shape[1]
+    dtype = compute_dtype(u)
+    with _exact(u):
+        A_SC = A.to(dtype).T.contiguous()
+        y_TBC = u.new_empty(T, B, C, dtype=dtype)
+        slab, chunk = _sizes(B, T, C, S)
+        befores = u.new_empty(-(-T // chunk), B, S, C, dtype=dtype)
+        last_BSC = u.new_zeros(B, S, C, dtype=dtype)
+        if initial_state is not None:
+            last_BSC.copy_(initial_state.mT)
+        for rows in slab:
+            u_TRC, dt_TRC, b_TRS, c_TRS = (_time_first(part, rows, dtype) for part in (u, dt, b, c))
+            x_TRC = u_TRC.mul_(dt_TRC)
+            work = _Chunk(min(chunk, T), u_TRC.shape[1], S, C, A_SC)
+            for number, tokens in enumerate(_chunks(T, chunk)):
+                before_RSC = befores[number, rows].copy_(last_BSC[rows])
+                work.run(dt_TRC[tokens], A_SC, x_TRC[tokens], b_TRS[tokens], before_RSC)
+                y_TBC[tokens, rows] = torch.matmul(c_TRS[tokens, :, None], work.states_NRSC)[:, :, 0]
+                last_BSC[rows] = work.states_NRSC[-1]
+    return y_TBC.transpose(0, 1).to(u.dtype), last_BSC.mT, befores
 
-    @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, dt: Tensor, A: Tensor, b: Tensor, c: Tensor, initial_state: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        B, T, C = u.shape
-        S = A.shape[1]
-        dtype = compute_dtype(u)
-        with _exact(u):
-            A_SC = A.to(dtype).T.contiguous()
-            y_TBC = u.new_empty(T, B, C, dtype=dtype)
-            slab, chunk = _sizes(B, T, C, S)
-            befores = u.new_empty(-(-T // chunk), B, S, C, dtype=dtype)
-            last_BSC = u.new_zeros(B, S, C, dtype=dtype)
-            if initial_state is not None:
-                last_BSC.copy_(initial_state.mT)
-            for rows in slab:
-                u_TRC, dt_TRC, b_TRS, c_TRS = (_time_first(part, rows, dtype) for part in (u, dt, b, c))
-                x_TRC = u_TRC.mul_(dt_TRC)
-                work = _Chunk(min(chunk, T), u_TRC.shape[1], S, C, A_SC)
-                for number, tokens in enumerate(_chunks(T, chunk)):
-                    before_RSC = befores[number, rows].copy_(last_BSC[rows])
-                    work.run(dt_TRC[tokens], A_SC, x_TRC[tokens], b_TRS[tokens], before_RSC)
-                    y_TBC[tokens, rows] = torch.matmul(c_TRS[tokens, :, None], work.states_NRSC)[:, :, 0]
-                    last_BSC[rows] = work.states_NRSC[-1]
-        ctx.save_for_backward(u, dt, A, b, c, initial_state, befores)
-        return y_TBC.transpose(0, 1).to(u.dtype), last_BSC.mT
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
-        u, dt, A, b, c, initial_state, befores = ctx.saved_tensors
-        B, T, C = u.shape
-        S = A.shape[1]
-        dtype = befores.dtype
-        with _exact(u):
-            A_SC = A.to(dtype).T.contiguous()
-            du, d_dt, db, dc = (torch.empty_like(part.transpose(0, 1)) for part in (u, dt, b, c))
-            dA_SC = torch.zeros_like(A_SC)
-            d_state_BSC = d_last.mT.to(dtype).contiguous()
-            slab, chunk = _sizes(B, T, C, S)
-            for rows in slab:
-                u_TRC, dt_TRC, b_TRS, c_TRS, dy_TRC = (_time_first(part, rows, dtype) for part in (u, dt, b, c, dy))
-                x_TRC = u_TRC * dt_TRC
-                work = _Chunk(min(chunk, T), u_TRC.shape[1], S, C, A_SC)
-                gradients = torch.empty_like(work._states)
-                dA_RSC = A_SC.new_zeros(u_TRC.shape[1], S, C)
-                for number, tokens in reversed(list(enumerate(_chunks(T, chunk)))):
-                    before_RSC = befores[number, rows]
-                    dt_NRC, x_NRC, b_NRS, dy_NRC = dt_TRC[tokens], x_TRC[tokens], b_TRS[tokens], dy_TRC[tokens]
-                    work.run(dt_NRC, A_SC, x_NRC, b_NRS, before_RSC)
-                    decay_NRSC, states_NRSC = work.decay_NRSC, work.states_NRSC
-                    N = dt_NRC.shape[0]
+@_chunked_scan.register_fake
+def _(
+    u: Tensor, dt: Tensor, A: Tensor, b: Tensor, c: Tensor, initial_state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, C = u.shape
+    S = A.shape[1]
+    _, chunk = _sizes(B, T, C, S)
+    befores = u.new_empty(-(-T // chunk), B, S, C, dtype=compute_dtype(u))
+    return u.new_empty(T, B, C).transpose(0, 1), befores.new_empty(B, S, C).mT, befores
 
-                    # g: gradients of the states, from the last to the first.
-                    g_NRSC = torch.mul(dy_NRC[:, :, None], c_TRS[tokens][..., None], out=gradients[:N])
-                    g_NRSC[-1] += d_state_BSC[rows]
-                    g, decays = g_NRSC.unbind(0), decay_NRSC.unbind(0)
-                    for n in reversed(range(N - 1)):
-                        g[n].addcmul_(decays[n + 1], g[n + 1])
-                    torch.mul(decays[0], g[0], out=d_state_BSC[rows])
 
-                    dc[tokens, rows] = torch.matmul(states_NRSC, dy_NRC[..., None])[..., 0].to(dc.dtype)
-                    db[tokens, rows] = torch.matmul(g_NRSC, x_NRC[..., None])[..., 0].to(db.dtype)
-                    dx_NRC = torch.matmul(b_NRS[:, :, None], g_NRSC)[:, :, 0]
+@torch.library.custom_op("hgrnx::selective_scan_backward", mutates_args=())
+def _chunked_scan_backward(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    b: Tensor,
+    c: Tensor,
+    initial_state: Tensor | None,
+    befores: Tensor,
+    dy: Tensor,
+    d_last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, dt, A, b, c and the initial state (an empty tensor without one)."""
+    B, T, C = u.shape
+    S = A.shape[1]
+    dtype = befores.dtype
+    with _exact(u):
+        A_SC = A.to(dtype).T.contiguous()
+        du, d_dt, db, dc = (torch.empty_like(part.transpose(0, 1)) for part in (u, dt, b, c))
+        dA_SC = torch.zeros_like(A_SC)
+        d_state_BSC = d_last.mT.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        slab, chunk = _sizes(B, T, C, S)
+        for rows in slab:
+            u_TRC, dt_TRC, b_TRS, c_TRS, dy_TRC = (_time_first(part, rows, dtype) for part in (u, dt, b, c, dy))
+            x_TRC = u_TRC * dt_TRC
+            work = _Chunk(min(chunk, T), u_TRC.shape[1], S, C, A_SC)
+            gradients = torch.empty_like(work._states)
+            dA_RSC = A_SC.new_zeros(u_TRC.shape[1], S, C)
+            for number, tokens in reversed(list(enumerate(_chunks(T, chunk)))):
+                before_RSC = befores[number, rows]
+                dt_NRC, x_NRC, b_NRS, dy_NRC = dt_TRC[tokens], x_TRC[tokens], b_TRS[tokens], dy_TRC[tokens]
+                work.run(dt_NRC, A_SC, x_NRC, b_NRS, before_RSC)
+                decay_NRSC, states_NRSC = work.decay_NRSC, work.states_NRSC
+                N = dt_NRC.shape[0]
 
-                    # From here on g: gradients of the exponents dt A.
-                    g[0].mul_(before_RSC)
-                    g_NRSC[1:].mul_(states_NRSC[:-1])
-                    g_NRSC.mul_(decay_NRSC)
-                    for g_RSC, dt_RC in zip(g, dt_NRC.unbind(0)):
-                        dA_RSC.addcmul_(g_RSC, dt_RC[:, None])
-                    d_dt_NRC = g_NRSC.mul_(A_SC).sum(2)
-                    d_dt[tokens, rows] = d_dt_NRC.addcmul_(dx_NRC, u_TRC[tokens]).to(d_dt.dtype)
-                    du[tokens, rows] = dx_NRC.mul_(dt_NRC).to(du.dtype)
-                dA_SC += dA_RSC.sum(0)
-        d_initial = None if initial_state is None else d_state_BSC.mT.to(initial_state.dtype)
-        du, d_dt, db, dc = (part.transpose(0, 1) for part in (du, d_dt, db, dc))
-        return du, d_dt, dA_SC.mT.to(A.dtype), db, dc, d_initial
+                # g: gradients of the states, from the last to the first.
+                g_NRSC = torch.mul(dy_NRC[:, :, None], c_TRS[tokens][..., None], out=gradients[:N])
+                g_NRSC[-1] += d_state_BSC[rows]
+                g, decays = g_NRSC.unbind(0), decay_NRSC.unbind(0)
+                for n in reversed(range(N - 1)):
+                    g[n].addcmul_(decays[n + 1], g[n + 1])
+                torch.mul(decays[0], g[0], out=d_state_BSC[rows])
+
+                dc[tokens, rows] = torch.matmul(states_NRSC, dy_NRC[..., None])[..., 0].to(dc.dtype)
+                db[tokens, rows] = torch.matmul(g_NRSC, x_NRC[..., None])[..., 0].to(db.dtype)
+                dx_NRC = torch.matmul(b_NRS[:, :, None], g_NRSC)[:, :, 0]
+
+                # From here on g: gradients of the exponents dt A.
+                g[0].mul_(before_RSC)
+                g_NRSC[1:].mul_(states_NRSC[:-1])
+                g_NRSC.mul_(decay_NRSC)
+                for g_RSC, dt_RC in zip(g, dt_NRC.unbind(0)):
+                    dA_RSC.addcmul_(g_RSC, dt_RC[:, None])
+                d_dt_NRC = g_NRSC.mul_(A_SC).sum(2)
+                d_dt[tokens, rows] = d_dt_NRC.addcmul_(dx_NRC, u_TRC[tokens]).to(d_dt.dtype)
+                du[tokens, rows] = dx_NRC.mul_(dt_NRC).to(du.dtype)
+            dA_SC += dA_RSC.sum(0)
+    d_initial = u.new_empty(0) if initial_state is None else d_state_BSC.mT.to(initial_state.dtype)
+    du, d_dt, db, dc = (part.transpose(0, 1) for part in (du, d_dt, db, dc))
+    return du, d_dt, dA_SC.mT.to(A.dtype), db, dc, d_initial
+
+
+@_chunked_scan_backward.register_fake
+def _(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    b: Tensor,
+    c: Tensor,
+    initial_state: Tensor | None,
+    befores: Tensor,
+    dy: Tensor,
+    d_last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    du, d_dt, db, dc = (torch.empty_like(part.transpose(0, 1)).transpose(0, 1) for part in (u, dt, b, c))
+    dA = A.new_empty(A.shape[::-1]).mT
+    d_initial = u.new_empty(0)
+    if initial_state is not None:
+        d_initial = initial_state.new_empty(initial_state.mT.shape).mT
+    return du, d_dt, dA, db, dc, d_initial
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    befores = output[2]
+    ctx.mark_non_differentiable(befores)
+    ctx.set_materialize_grads(False)  # the states would get zeros too
+    ctx.save_for_backward(*inputs, befores)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, d_last: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # once: activation checkpointing hands them out a single time
+    u, befores = saved[0], saved[6]
+    dy = torch.zeros_like(u) if dy is None else dy
+    d_last = befores.new_zeros(befores.shape[1:]).mT if d_last is None else d_last
+    *grads, d_initial = _chunked_scan_backward(*saved, dy, d_last)
+    return (*grads, None if saved[5] is None else d_initial)
+
+
+_chunked_scan.register_autograd(_gradients, setup_context=_keep)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 _BUCKET = 50_000_000
 """Elements of the buffer in which gradients are exchanged; DeepSpeed's own 500 million take 2 GB."""
 
+KEPT_WHOLE = 100_000
+"""Stage 3 leaves parameters with fewer elements whole on every rank: gathering them costs more than it saves."""
+
 
 class DeepSpeedEngine(Engine):
     """DeepSpeed around an ObjectiveModule; ``launch.zero_stage`` says what is sharded over the processes."""
@@ -200,7 +203,12 @@ def _settings(training: TrainingConfig, stage: int, world_size: int, micro_steps
         "gradient_clipping": training.max_grad_norm if stage else 0.0,  # at stage 0 in _clip
         "zero_allow_untested_optimizer": True,  # "untested" is any that is not DeepSpeed's, torch's AdamW too
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_param_persistence_threshold": KEPT_WHOLE,
+        },
         "torch_autocast": {
             "enabled": training.precision == "bf16",
             "dtype": "bfloat16",

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recurrence_cases import GATES, NAMES, errors, make_inputs, run, skip_without, worst
+from torch import Tensor
 
+import hgrnx.ops.chunked as chunked
 import hgrnx.ops.slabs as slabs
 from hgrnx.ops import gated_linear_recurrence
 
@@ -156,6 +158,22 @@ def test_only_the_output_is_used(impl: str) -> None:
         for name in (impl, "reference")
     ]
     assert max(errors(*grads).values()) < 1e-12
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_the_chunked_one_is_a_proper_torch_operator(with_state: bool) -> None:
+    *sequence, state = (x.requires_grad_() for x in make_inputs((2, 9, 2, 3, 4)))
+    torch.library.opcheck(chunked._forward, (*sequence, state if with_state else None))
+
+
+def test_the_chunked_one_stays_in_a_compiled_graph() -> None:
+    def loss(*inputs: Tensor) -> Tensor:
+        o, final = gated_linear_recurrence(*inputs, impl="chunked")
+        return o.sin().sum() + final.square().sum()
+
+    leaves = [x.float().requires_grad_() for x in make_inputs((2, 20, 2, 8, 6))]
+    whole = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(*(torch.autograd.grad(f(*leaves), leaves) for f in (whole, loss)))
 
 
 def test_unknown_implementation() -> None:

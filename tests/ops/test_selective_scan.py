@@ -96,6 +96,14 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(selective_scan, inputs)
 
 
+@pytest.mark.parametrize("used", [0, 1])
+def test_only_one_result_is_used(used: int) -> None:
+    leaves = [x.requires_grad_() for x in make_inputs(2, 40, 3, 2)]
+    wanted = [leaf for n, leaf in enumerate(leaves) if n != 4 or used == 0]  # c has no part in the last state
+    ours, expected = (torch.autograd.grad(f(*leaves)[used].sum(), wanted) for f in (selective_scan, written_out))
+    torch.testing.assert_close(ours, expected)
+
+
 def test_under_bf16_autocast() -> None:
     """As in training: everything but the steps and A in bfloat16."""
     inputs = make_inputs(2, 50, 16, 4)
@@ -125,9 +133,29 @@ def test_the_state_continues_a_sequence(cut: int) -> None:
 def test_arguments_and_denormals_are_left_alone() -> None:
     inputs = [x.float() for x in make_inputs(2, 40, 4, 4)]
     before = [x.clone() for x in inputs]
-    run(selective_scan, inputs, torch.float32)
+    leaves = [x.requires_grad_() for x in inputs]
+    y, last = selective_scan(*leaves)
+    seeds = [torch.ones_like(y), torch.ones_like(last)]
+    torch.autograd.grad([y, last], leaves, seeds)
     assert all(torch.equal(x, y) for x, y in zip(inputs, before))
+    assert all((seed == 1).all() for seed in seeds)
     assert (torch.tensor(1e-39) * 1.0).item() != 0.0
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_is_a_proper_torch_operator(with_state: bool) -> None:
+    *inputs, state = (x.requires_grad_() for x in make_inputs(2, 35, 3, 2))
+    torch.library.opcheck(module._chunked_scan, (*inputs, state if with_state else None))
+
+
+def test_stays_in_a_compiled_graph() -> None:
+    def loss(*inputs: torch.Tensor) -> torch.Tensor:
+        y, last = selective_scan(*inputs)
+        return y.sin().sum() + last.square().sum()
+
+    leaves = [x.float().requires_grad_() for x in make_inputs(2, 35, 3, 2)]
+    whole = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(*(torch.autograd.grad(f(*leaves), leaves) for f in (whole, loss)))
 
 
 def test_refusals() -> None:

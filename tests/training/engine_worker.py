@@ -21,16 +21,37 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch import distributed as dist
 
-from hgrnx.config import HGRN2Config, LaunchConfig, TrainingConfig
+from hgrnx.config import (
+    HGRN2Config,
+    LaunchConfig,
+    LSTMConfig,
+    MambaConfig,
+    ModelConfig,
+    TrainingConfig,
+    TransformerConfig,
+    XLSTMConfig,
+)
 from hgrnx.models import build_model
-from hgrnx.objectives import NextToken, ObjectiveModule
+from hgrnx.objectives import Distillation, LiveTeacher, NextToken, Objective, ObjectiveModule
 from hgrnx.ops.cpu import guard_bf16_products
+from hgrnx.training import deepspeed_engine
 from hgrnx.training.checkpoint import load_checkpoint, save_checkpoint
 from hgrnx.training.engine import Engine, build_engine
+from hgrnx.training.recompute import recompute_layers
 
 BATCH, LENGTH, VOCABULARY = 24, 16, 300
-MODEL = HGRN2Config(hidden_size=34, num_hidden_layers=2, expand_ratio=17)
-"""Its norms do not divide by 4, so shards over four ranks are padded."""
+MODELS: dict[str, ModelConfig] = {
+    # Its norms do not divide by 4, so shards over four ranks are padded.
+    "hgrn2": HGRN2Config(hidden_size=34, num_hidden_layers=2, expand_ratio=17),
+    "transformer": TransformerConfig(
+        hidden_size=36, intermediate_size=50, num_hidden_layers=2, num_attention_heads=2, tie_word_embeddings=False
+    ),
+    "lstm": LSTMConfig(embedding_size=20, hidden_size=30, num_hidden_layers=2, dropout=0.0),
+    "mamba": MambaConfig(hidden_size=20, num_hidden_layers=2, state_size=8),
+    "xlstm": XLSTMConfig(hidden_size=24, num_hidden_layers=3, num_heads=2, slstm_at=(1,)),
+}
+KEPT_WHOLE = 300
+"""ZeRO-3 cuts up what is larger: the matrices of these models, but not their norms and biases."""
 
 
 def global_batch(step: int) -> tuple[Tensor, Tensor, int]:
@@ -50,12 +71,38 @@ def training_config(precision: str = "fp32", **changes: Any) -> TrainingConfig:
 
 
 def make_engine(
-    engine: str, stage: int = 2, precision: str = "fp32", micro: int | None = None, **changes: Any
+    engine: str,
+    stage: int = 2,
+    precision: str = "fp32",
+    micro: int | None = None,
+    architecture: str = "hgrn2",
+    lively: bool = False,
+    recompute: bool = False,
+    distil: bool = False,
+    **changes: Any,
 ) -> Engine:
-    """An engine around the tiny model, which always starts from the same weights."""
+    """An engine around a tiny model, which always starts from the same weights.
+
+    ``lively`` ones are far from the usual beginning, where some parameters hardly matter. ``changes`` are to the
+    training's config.
+    """
     launch = LaunchConfig(engine=engine, zero_stage=stage, micro_batch_size=micro)  # type: ignore[arg-type]
-    module = ObjectiveModule(build_model(MODEL, VOCABULARY, seed=1), NextToken())
-    return build_engine(module, training_config(precision, **changes), launch)
+    model = build_model(MODELS[architecture], VOCABULARY, seed=1)
+    if lively:
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    if recompute:
+        recompute_layers(model)
+    objective: Objective = NextToken()
+    if distil:
+        teacher = LiveTeacher([build_model(MODELS[architecture], VOCABULARY, seed=2)])
+        objective = Distillation(teacher, weight=0.5, temperature=2.0)
+    built = build_engine(ObjectiveModule(model, objective), training_config(precision, **changes), launch)
+    if engine == "deepspeed" and stage == 3:
+        assert {parameter.ds_persist for parameter in model.parameters()} == {True, False}  # type: ignore[attr-defined]
+    return built
 
 
 def take_step(engine: Engine, step: int, spoilt: bool = False) -> tuple[float, float]:
@@ -88,9 +135,13 @@ def run_case(
     load: str | None = None,
     save_at: int | None = None,
     spoil_at: int | None = None,
+    **model: Any,
 ) -> None:
-    """Take ``steps`` steps from ``start``, after loading the checkpoint ``load``; save one before ``save_at``."""
-    built = make_engine(engine, stage, precision, micro)
+    """Take ``steps`` steps from ``start``, after loading the checkpoint ``load``; save one before ``save_at``.
+
+    ``model`` are those of :func:`make_engine`.
+    """
+    built = make_engine(engine, stage, precision, micro, **model)
     if load is not None:
         built.load_state(load_checkpoint(Path(load))[0])
     losses, norms = [], []
@@ -127,6 +178,7 @@ def main() -> None:
     torch.set_num_threads(1)
     guard_bf16_products()
     os.environ["DS_ACCELERATOR"] = "cpu"
+    deepspeed_engine.KEPT_WHOLE = KEPT_WHOLE
     # Once, here, instead of in every process.
     for name in ("torch._dynamo", "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.stage3"):
         importlib.import_module(name)

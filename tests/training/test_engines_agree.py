@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hgrnx.config import ARCHITECTURES
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed"),
@@ -33,6 +35,15 @@ ENGINES: dict[str, dict[str, Any]] = {
 NAMES = list(ENGINES)
 SAVED_AT, STEPS = 10, 20
 FOLDER = f"step-{SAVED_AT:08d}"
+
+VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "recompute": {"recompute": True}, "distil": {"distil": True}}
+SHARED = [  # architecture, variant, engine: on two processes
+    # HGRN2's plain trainings are all the other cases.
+    *((name, "plain", engine) for name in ARCHITECTURES if name != "hgrn2" for engine in NAMES if engine != "zero0"),
+    *((name, "distil", "zero3") for name in ARCHITECTURES),
+    *((name, "recompute", "zero3") for name in ARCHITECTURES if name != "lstm"),  # which has no layers to recompute
+]
+ALONE = [(name, variant, "torch") for name in ARCHITECTURES for variant in ("plain", "distil")]
 
 
 @dataclass
@@ -64,6 +75,9 @@ def cases(world_size: int, folder: Path) -> list[dict[str, Any]]:
             load = str(folder / f"{saver}-checkpoints" / FOLDER)
             case = {"name": f"{name}-{world_size}-from-{saver}", "load": load, "start": SAVED_AT, "steps": 3}
             found.append({**case, **engine})
+    for architecture, variant, name in {1: ALONE, 2: SHARED, 4: []}[world_size]:
+        case = {"name": f"{architecture}-{variant}-{name}-{world_size}", "steps": 6, "lively": True, "eps": 1e-6}
+        found.append({**case, "architecture": architecture, **VARIANTS[variant], **ENGINES[name]})
     return found
 
 
@@ -136,6 +150,18 @@ def test_a_step_whose_gradient_is_not_finite_is_told_and_left_out(folder: Path, 
     assert found.losses == pytest.approx(expected.losses, abs=1e-5)
     assert distance(found.weights, expected.weights) < 1e-5
     assert distance(found.weights, read(folder, "torch-1-micro3").weights) < 0.1  # and not NaN
+
+
+@pytest.mark.parametrize("architecture, variant, name", SHARED)
+def test_every_architecture_trains_alike(folder: Path, architecture: str, variant: str, name: str) -> None:
+    alone = "distil" if variant == "distil" else "plain"  # computing again must change nothing
+    found, expected = (read(folder, f"{architecture}-{run}") for run in (f"{variant}-{name}-2", f"{alone}-torch-1"))
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert found.norms == pytest.approx(expected.norms, rel=1e-4)
+    assert distance(found.weights, expected.weights) < 1e-6
+    # Both objectives went somewhere, and not to the same place.
+    other = "plain" if variant == "distil" else "distil"
+    assert distance(expected.weights, read(folder, f"{architecture}-{other}-torch-1").weights) > 1e-3
 
 
 CONTINUED = [(name, loader, saver, by) for loader, saver, by in ((1, 2, 1), (4, 1, 2), (4, 2, 3)) for name in NAMES]
