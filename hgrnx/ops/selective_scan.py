@@ -1,4 +1,4 @@
-"""Mamba's selective scan (arXiv 2312.00752, algorithm 2): on any device, or on a GPU with mamba_ssm's kernel.
+"""Mamba's selective scan (arXiv 2312.00752, algorithm 2): on any device, on a CPU in C++, or with mamba_ssm's kernel.
 
 Per channel and state, h_t = exp(dt_t A) h_{t-1} + dt_t b_t u_t, and y_t is the sum of c_t h_t over the states.
 
@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hgrnx.ops.compiled_scan import compiled_selective_scan
 from hgrnx.ops.cpu import flushed_denormals
+from hgrnx.ops.dispatch import choose_kernels
 from hgrnx.ops.slabs import compute_dtype
 
-SCAN_IMPLEMENTATIONS = ("chunked", "mamba_ssm")
+SCAN_IMPLEMENTATIONS = ("chunked", "compiled", "mamba_ssm")
 
 _STEP_ELEMENTS = 2**16  # states of one token of a slab: enough work for one call of a kernel
 _CHUNK_ELEMENTS = 2**20  # states of a chunk; a few such tensors exist at a time
@@ -46,8 +48,9 @@ def selective_scan(
         b_BTS: how inputs enter the states.
         c_BTS: how outputs read the states.
         initial_state_BCS: state before the first token, zeros when absent.
-        impl: "chunked" or "mamba_ssm"; by default the latter on CUDA where it is installed and there is no initial
-            state, which its kernel does not take. The last state it returns carries no gradient.
+        impl: "chunked", "compiled" or "mamba_ssm"; by default "compiled" on a CPU where it can be built (not in
+            float64), and "mamba_ssm" on CUDA where it is installed and there is no initial state, which its kernel
+            does not take. The last state it returns carries no gradient.
 
     Returns:
         Outputs [B, T, C] in the type of ``u_BTC``, and the last state [B, C, S] in float32 (float64 for float64
@@ -58,10 +61,16 @@ def selective_scan(
     """
     _check_shapes(u_BTC, dt_BTC, A_CS, b_BTS, c_BTS, initial_state_BCS)
     if impl is None:
-        kernel = u_BTC.is_cuda and initial_state_BCS is None and importlib.util.find_spec("mamba_ssm") is not None
-        impl = "mamba_ssm" if kernel else "chunked"
-    if impl == "chunked":
-        y_BTC, last_BCS, _ = _chunked_scan(u_BTC, dt_BTC, A_CS, b_BTS, c_BTS, initial_state_BCS)
+        if u_BTC.is_cuda:
+            kernel = initial_state_BCS is None and importlib.util.find_spec("mamba_ssm") is not None
+            impl = "mamba_ssm" if kernel else "chunked"
+        else:
+            impl = "compiled" if choose_kernels("selective_scan", None, u_BTC) == "compiled" else "chunked"
+    if impl in ("chunked", "compiled"):
+        if impl == "compiled":
+            choose_kernels("selective_scan", impl, u_BTC)  # refuses what it is not for
+        scan = compiled_selective_scan if impl == "compiled" else _chunked_scan
+        y_BTC, last_BCS, _ = scan(u_BTC, dt_BTC, A_CS, b_BTS, c_BTS, initial_state_BCS)
         return y_BTC, last_BCS
     if impl == "mamba_ssm":
         if initial_state_BCS is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import CONFIGS, VOCAB, lively
+from safetensors.torch import load_file, save_file
 
 from hgrnx.models import LanguageModel
 from hgrnx.models.folders import save_folder
@@ -114,10 +116,25 @@ class TestOwnClasses:
         def size(length: int) -> int:
             cache = opened(tokens(1, length)).past_key_values
             assert cache.get_seq_length() == length
+            cache = opened(tokens(1, 2), past_key_values=cache).past_key_values
+            assert cache.get_seq_length() == length + 2
             leaves = torch.utils._pytree.tree_leaves(cache.state)
             return sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
 
         assert size(4) == size(40) > 0
+
+
+def test_rows_of_the_vocabulary_that_somebody_padded_get_no_logits(tmp_path: Path) -> None:
+    import hgrnx.models.hub  # noqa: F401
+
+    model = lively(CONFIGS["hgrn2"])
+    save_folder(model, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "vocab_size": 128, "hgrnx_vocab_size": VOCAB}))
+    tensors = {**load_file(tmp_path / "model.safetensors"), "model.embeddings.weight": model.head_weight.detach()}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(opened(tokens(2, 9)).logits, model(tokens(2, 9)), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["import fla, hgrnx.models.hub", "import hgrnx.models.hub, fla"])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrence_cases import skip_without
 from torch import Tensor
 
 from hgrnx.ops import selective_scan
+from hgrnx.ops.compiled_scan import compiled_selective_scan
+from hgrnx.ops.library import compiled_status
 
 module = importlib.import_module("hgrnx.ops.selective_scan")  # hgrnx.ops has the function under this name
 NAMES = ("y", "last", "du", "d_dt", "dA", "db", "dc", "d_initial")
@@ -79,7 +83,8 @@ def test_chunked_agrees_with_the_recurrence(
         inputs[5] = None
     truth = run(written_out, inputs, torch.float64)
     assert worst(run(selective_scan, inputs, torch.float64), truth) < 1e-11
-    assert worst(run(selective_scan, inputs, torch.float32), truth) < 1e-5
+    for impl in ("chunked", "compiled") if compiled_status().available else ("chunked",):
+        assert worst(run(partial(selective_scan, impl=impl), inputs, torch.float32), truth) < 1e-5, impl
 
 
 @pytest.mark.parametrize(("step", "chunk"), [(1, 1), (40, 100), (40, 10**6), (10**6, 300)])
@@ -89,6 +94,39 @@ def test_the_cut_into_slabs_and_chunks_changes_nothing(step: int, chunk: int, mo
     monkeypatch.setattr(module, "_STEP_ELEMENTS", step)
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", chunk)
     assert worst(run(selective_scan, inputs, torch.float64), truth) < 1e-12
+
+
+@pytest.mark.parametrize("channels", [1, 16, 127, 128, 129, 300])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_compiled_in_several_parts(channels: int, with_state: bool) -> None:
+    skip_without("compiled")
+    inputs: list[Tensor | None] = [*make_inputs(2, 70, channels, 5, "mixed")]
+    if not with_state:
+        inputs[5] = None
+    truth = run(written_out, inputs, torch.float64)
+    assert worst(run(partial(selective_scan, impl="compiled"), inputs, torch.float32), truth) < 2e-6
+
+
+def test_compiled_does_not_depend_on_threads() -> None:
+    skip_without("compiled")
+    inputs = make_inputs(2, 40, 200, 4)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(run(partial(selective_scan, impl="compiled"), inputs, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0][name], results[1][name]) for name in NAMES)
+
+
+def test_compiled_is_the_choice_on_a_cpu() -> None:
+    skip_without("compiled")
+    inputs = [x.float() for x in make_inputs(2, 40, 20, 4)]
+    ours, compiled, chunked = (selective_scan(*inputs, impl=impl)[0] for impl in (None, "compiled", "chunked"))
+    assert torch.equal(ours, compiled) and not torch.equal(ours, chunked)
+    with pytest.raises(ValueError, match="not for float64"):
+        selective_scan(*(x.double() for x in inputs), impl="compiled")
 
 
 def test_gradcheck() -> None:
@@ -146,6 +184,9 @@ def test_arguments_and_denormals_are_left_alone() -> None:
 def test_is_a_proper_torch_operator(with_state: bool) -> None:
     *inputs, state = (x.requires_grad_() for x in make_inputs(2, 35, 3, 2))
     torch.library.opcheck(module._chunked_scan, (*inputs, state if with_state else None))
+    if compiled_status().available:
+        single = [x.detach().float().requires_grad_() for x in (*inputs, state)]
+        torch.library.opcheck(compiled_selective_scan, (*single[:5], single[5] if with_state else None))
 
 
 def test_stays_in_a_compiled_graph() -> None:
@@ -160,7 +201,7 @@ def test_stays_in_a_compiled_graph() -> None:
 
 def test_refusals() -> None:
     inputs = make_inputs(1, 3, 2, 2)
-    with pytest.raises(ValueError, match="'magic' is none of chunked, mamba_ssm"):
+    with pytest.raises(ValueError, match="'magic' is none of chunked, compiled, mamba_ssm"):
         selective_scan(*inputs, impl="magic")
     with pytest.raises(ValueError, match="takes no initial state"):
         selective_scan(*inputs, impl="mamba_ssm")

@@ -14,13 +14,10 @@
 // (gates with ones).
 #pragma once
 
-// This order: with AVX2 ATen's headers include each other.
-#include <ATen/cpu/vec/vec.h>
-
-#include <ATen/cpu/vec/functional_base.h>
-
 #include <cstdint>
 #include <type_traits>
+
+#include "vectors.h"
 
 namespace hgrnx {
 
@@ -42,11 +39,6 @@ constexpr int64_t W = Vec<T>::size();
 // Columns of the state that are walked together.
 template <typename T>
 constexpr int64_t L = U * W<T>;
-
-template <typename T>
-T total(const Vec<T>& x) {
-  return at::vec::vec_reduce_all<T>([](const Vec<T>& a, const Vec<T>& b) { return a + b; }, x);
-}
 
 // The product of the block's gates. Next to 1 its rounding error is handed on to the next block in `carry`: it is
 // the same in every block when the gates are, and would add up over a long sequence.
@@ -112,7 +104,7 @@ void reads_and_scores(const T* q, const T* k, const T* f, T* q_in, T* scores, in
     }
   }
   for (int t = 0; t < P; ++t)
-    for (int j = 0; j <= t; ++j) scores[t * P + j] = total<T>(sums[t][j]);
+    for (int j = 0; j <= t; ++j) scores[t * P + j] = total(sums[t][j]);
 }
 
 // Writes the scores B [P, P].
@@ -130,7 +122,7 @@ void value_scores(const T* d_o, const T* v, T* scores, int64_t values) {
     }
   }
   for (int t = 0; t < P; ++t)
-    for (int j = 0; j <= t; ++j) scores[t * P + j] = total<T>(sums[t][j]);
+    for (int j = 0; j <= t; ++j) scores[t * P + j] = total(sums[t][j]);
 }
 
 // L values of all keys, state [K, L]. Forwards in time in = v, out = o, read = q_in, write = k_out; backwards

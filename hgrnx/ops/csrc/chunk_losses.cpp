@@ -53,10 +53,6 @@ void for_each(int64_t V, const F& f) {
   for (int64_t i = 0; i < V; i += kLanes) f(i);
 }
 
-float sum(const Floats& x) {
-  return at::vec::vec_reduce_all<float>([](const Floats& a, const Floats& b) { return a + b; }, x);
-}
-
 template <typename S>
 void load_row(const S* from, int64_t V, float* to) {
   if constexpr (std::is_same_v<S, float>)
@@ -76,7 +72,7 @@ struct LogSum {
 
 // softmax(x * scale) into `prob`, which may be x.
 LogSum softmax(const float* x, float scale, int64_t V, float* prob) {
-  Floats largest(-std::numeric_limits<float>::infinity()), total(0);
+  Floats largest(-std::numeric_limits<float>::infinity()), sums(0);
   for_each(V, [&](int64_t i) { largest = at::vec::maximum(largest, Floats::loadu(x + i)); });
   const float top =
       at::vec::vec_reduce_all<float>([](const Floats& a, const Floats& b) { return at::vec::maximum(a, b); }, largest);
@@ -84,9 +80,9 @@ LogSum softmax(const float* x, float scale, int64_t V, float* prob) {
   for_each(V, [&](int64_t i) {
     const Floats e = ((Floats::loadu(x + i) - shift) * factor).exp();
     e.store(prob + i);
-    total = total + e;
+    sums = sums + e;
   });
-  const float partition = sum(total);
+  const float partition = hgrnx::total(sums);
   const Floats inverse(1 / partition);
   for_each(V, [&](int64_t i) { (Floats::loadu(prob + i) * inverse).store(prob + i); });
   return {top * scale, std::log(partition)};
@@ -170,7 +166,7 @@ class Row {
     };
     if (!p_.reverse) {
       for_each(p_.V, [&](int64_t i) { kl = at::vec::fmadd(difference(i), Floats::loadu(target_ + i), kl); });
-      p_.kl[row_] = sum(kl) + log_sum.minus(of_teacher);
+      p_.kl[row_] = total(kl) + log_sum.minus(of_teacher);
       add_slope([&](int64_t i) { return Floats::loadu(soft_ + i) - Floats::loadu(target_ + i); });
       return;
     }
@@ -180,8 +176,8 @@ class Row {
       log_ratio.store(teacher_ + i);
       kl = at::vec::fmadd(log_ratio, Floats::loadu(soft_ + i), kl);
     });
-    const Floats mean(sum(kl));
-    p_.kl[row_] = sum(kl);
+    const Floats mean(total(kl));
+    p_.kl[row_] = total(kl);
     add_slope([&](int64_t i) { return (Floats::loadu(teacher_ + i) - mean) * Floats::loadu(soft_ + i); });
   }
 

@@ -53,6 +53,12 @@ void with_type(int64_t type, const F& f) {
   }
 }
 
+// The sum of the lanes.
+template <typename T>
+T total(const at::vec::Vectorized<T>& x) {
+  return at::vec::vec_reduce_all<T>([](const auto& a, const auto& b) { return a + b; }, x);
+}
+
 struct Sigmoids {
   Floats of_x, of_minus_x;
 };
