@@ -103,16 +103,17 @@ def prepare(
 
 @app.command(name="eval")
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
+    model: Annotated[str, typer.Argument(help="Name or folder of a run, a checkpoint or a Hugging Face folder.")],
     data: Annotated[Path | None, typer.Option(help="Folder of minimal pairs in BLiMP's JSONL format.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Prepared dataset with the development text [the run's].")] = None,
     home: Home = None,
 ) -> None:
-    """Score a run's newest weights: bits per byte on its development text, and minimal pairs."""
+    """Score a model: bits per byte on development text, and minimal pairs."""
     from hgrnx.console import make_console
-    from hgrnx.launch.evaluate import evaluate_run
+    from hgrnx.launch.evaluate import evaluate_model
     from hgrnx.paths import resolve_places
 
-    evaluate_run(run, resolve_places(home), data, make_console())
+    evaluate_model(model, resolve_places(home), data, text, make_console())
 
 
 @app.command()
