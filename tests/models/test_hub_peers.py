@@ -93,7 +93,7 @@ class TestLmEval:
             model="hf",
             model_args={"pretrained": str(exported.folder), "dtype": "float32"},
             tasks=["pairs"],
-            task_manager=lm_eval.tasks.TaskManager(include_path=str(tasks)),
+            task_manager=lm_eval.tasks.TaskManager(include_path=str(tasks), include_defaults=False),
             device="cpu",
             batch_size=7,
             bootstrap_iters=0,
