@@ -105,16 +105,17 @@ def prepare(
 
 @app.command(name="eval")
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
+    model: Annotated[str, typer.Argument(help="Name or folder of a run, a checkpoint or a Hugging Face folder.")],
     data: Annotated[Path | None, typer.Option(help="Folder of minimal pairs in BLiMP's JSONL format.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Prepared dataset with the development text [the run's].")] = None,
     home: Home = None,
 ) -> None:
-    """Score a run's newest weights: bits per byte on its development text, and minimal pairs."""
+    """Score a model: bits per byte on development text, and minimal pairs."""
     from hgrnx.console import make_console
-    from hgrnx.launch.evaluate import evaluate_run
+    from hgrnx.launch.evaluate import evaluate_model
     from hgrnx.paths import resolve_places
 
-    evaluate_run(run, resolve_places(home), data, make_console())
+    evaluate_model(model, resolve_places(home), data, text, make_console())
 
 
 @app.command()
@@ -161,7 +162,9 @@ def export(
 @app.command()
 def generate(
     run: Annotated[str, typer.Argument(help="Name or folder of a run, or a Hugging Face folder.")],
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to go on from; may be given several times.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="File with a prompt on each line.")] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Only the k likeliest tokens; 0 for all.")] = 0,
@@ -169,24 +172,35 @@ def generate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     home: Home = None,
 ) -> None:
-    """Continue a text; memory per token is constant, because the state is all that is kept."""
-    from hgrnx.models.generation import stream_text
+    """Continue texts; memory per token is constant, because the state is all that is kept."""
+    from hgrnx.models.generation import Sampling, complete_texts, stream_text
     from hgrnx.paths import resolve_places
     from hgrnx.runs import open_model
 
+    prompts = [*(prompt or []), *(_lines(prompts_file) if prompts_file else [])] or [""]
+    sampling = Sampling(temperature, top_k or None, top_p, seed)
     opened = open_model(run, resolve_places(home))
-    for piece in stream_text(
-        opened.model,
-        opened.tokenizer(),
-        prompt,
-        tokens,
-        temperature=temperature,
-        top_k=top_k or None,
-        top_p=top_p,
-        seed=seed,
-    ):
-        print(piece, end="", flush=True)
-    print()
+    if len(prompts) == num_samples == 1:
+        for piece in stream_text(opened.model, opened.tokenizer(), prompts[0], tokens, sampling):
+            print(piece, end="", flush=True)
+        print()
+        return
+    texts = complete_texts(opened.model, opened.tokenizer(), prompts, tokens, sampling, samples=num_samples)
+    for text, continuations in zip(prompts, texts, strict=True):
+        for number, continuation in enumerate(continuations, start=1):
+            print(f"--- {text}" + (f" ({number} of {num_samples})" if num_samples > 1 else ""))
+            print(continuation, flush=True)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the prompts in {path}: {error}.") from None
+    if not lines:
+        raise UserError(f"{path} has no prompt in it.")
+    return lines
 
 
 @app.command()

@@ -35,17 +35,18 @@ def export_run(name: str, folder: Path, places: Places, *, milestones: bool) -> 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty. Give a new folder.")
     opened = open_model(name, places)
+    if milestones and opened.checkpoint is not None:
+        raise UserError(f"{name} is one checkpoint; --milestones takes a run: {opened.folder.name}")
     kept = _kept_milestones(opened.folder) if milestones else []
     folders = {"main": folder / "main" if milestones else folder}
     save_folder(opened.model, folders["main"], opened.tokenizer_dir)
     if (opened.folder / LEDGER).is_file():  # what the model has read, for those who learn from it
         shutil.copy(opened.folder / LEDGER, folders["main"] / LEDGER)
-    finished = (opened.folder / "result.json").is_file()
-    if finished:
+    if opened.checkpoint is None and (opened.folder / "result.json").is_file():
         card = model_card(opened.folder, opened.model.config.architecture, folder.name)
         (folders["main"] / "README.md").write_text(card, encoding="utf-8")
     else:
-        print(f"{opened.folder.name} is not a finished run: the folder has no model card.", file=sys.stderr)
+        print(f"{name} is not a finished run: the folder has no model card.", file=sys.stderr)
     for path in kept:
         folders[path.name] = folder / path.name
         _export_milestone(opened, path, folders[path.name])

@@ -16,6 +16,7 @@ from hgrnx.errors import UserError
 from hgrnx.models import LanguageModel, empty_model
 from hgrnx.models.folders import assign_weights, load_folder
 from hgrnx.paths import Places
+from hgrnx.training.checkpoint import is_checkpoint, load_weights
 from hgrnx.training.run import last_weights
 
 
@@ -28,6 +29,8 @@ class OpenedModel:
     tokenizer_dir: Path
     recipe: Recipe | None
     """The run's recipe; None for a Hugging Face folder."""
+    checkpoint: str | None = None
+    """Name of the checkpoint or word milestone of the run, where one was asked for and not the newest weights."""
 
     def tokenizer(self) -> Any:
         """The ``tokenizers.Tokenizer``."""
@@ -51,6 +54,8 @@ def find_run(name: str, places: Places) -> Path:
         return near[0]
     if near:
         raise UserError(f"Several runs begin with '{name}': {', '.join(folder.name for folder in near)}.")
+    if Path(name).expanduser().is_dir():
+        raise UserError(f"{name} is neither a run (recipe.yaml) nor a Hugging Face folder (config.json).")
     names = ", ".join(folder.name for folder in known[-8:]) or "none yet"
     raise UserError(f"There is no run '{name}' in {places.runs} (runs there: {names}), and no such folder.")
 
@@ -64,16 +69,21 @@ def run_folders(places: Places) -> list[Path]:
 
 
 def open_model(name: str, places: Places) -> OpenedModel:
-    """Load the newest weights of a run, or a Hugging Face folder.
+    """Load the newest weights of a run, the folder of one of its checkpoints or milestones, or a Hugging Face folder.
 
     Raises:
         UserError: no such run, no checkpoint yet, or its dataset (for the tokenizer) is gone.
     """
+    folder = Path(name).expanduser().resolve()
+    if is_checkpoint(folder):
+        return open_folder(folder.parent.parent, folder)
     return open_folder(find_run(name, places))
 
 
-def open_folder(folder: Path) -> OpenedModel:
-    """:func:`open_model` for the folder itself."""
+def open_folder(folder: Path, checkpoint: Path | None = None) -> OpenedModel:
+    """:func:`open_model` for the folder itself, and for one of the run's checkpoints."""
+    if checkpoint is not None and not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{checkpoint} is a checkpoint outside of its run: {folder} has no recipe.yaml.")
     if not (folder / "recipe.yaml").is_file():
         if not (folder / "tokenizer.json").is_file():
             raise UserError(f"{folder} has no tokenizer.json, so its model cannot read text.")
@@ -86,8 +96,9 @@ def open_folder(folder: Path) -> OpenedModel:
     if not (tokenizer_dir / "tokenizer.json").is_file():
         raise UserError(f"The dataset of {folder.name} is gone: {tokenizer_dir} has no tokenizer. Prepare it again.")
     model = empty_model(recipe.model, facts["vocab_size"]).to_empty(device="cpu")
-    assign_weights(model, last_weights(folder), str(folder))
-    return OpenedModel(folder, model.eval(), tokenizer_dir, recipe)
+    weights = load_weights(checkpoint) if checkpoint else last_weights(folder)
+    assign_weights(model, weights, str(checkpoint or folder))
+    return OpenedModel(folder, model.eval(), tokenizer_dir, recipe, checkpoint.name if checkpoint else None)
 
 
 def read_json(path: Path) -> dict[str, Any]:

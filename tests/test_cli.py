@@ -36,6 +36,8 @@ def hgrnx(*arguments: str, home: Path, **environment: str) -> subprocess.Complet
         (["prepare", "--track", "strict-small", "--source", "/nowhere"], ["/nowhere"]),
         (["prepare", "--track", "strict-smal"], ["strict-smal", "strict-small"]),
         (["generate", "nobody"], ["no run 'nobody'"]),
+        (["generate", "nobody", "--prompts-file", "/nowhere"], ["prompts", "/nowhere"]),
+        (["generate", "nobody", "--top-p", "0"], ["top_p=0.0", "more than 0"]),
         (["compare", "nobody"], ["no run 'nobody'"]),
         (["runs", "nobody"], ["no run 'nobody'"]),
         (["distill", "demo", "evaluation.minimal_pairs=/nowhere"], ["/nowhere"]),

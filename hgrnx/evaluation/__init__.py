@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hgrnx.evaluation.suite import EvaluationResult, evaluate
+from hgrnx.evaluation.suite import EvaluationResult, evaluate, evaluate_pairs
 
-__all__ = ["EvaluationResult", "evaluate"]
+__all__ = ["EvaluationResult", "evaluate", "evaluate_pairs"]

@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -80,19 +80,48 @@ def evaluate(
         folder = Path(evaluation.minimal_pairs) if evaluation.minimal_pairs else dataset.pairs_dir
         if folder is None:
             return EvaluationResult(metrics)
-        files = _sample(read_minimal_pairs(folder), None if final else evaluation.pairs_per_file)
-        tokenizer = dataset.tokenizer()
-
-        def scorer(strings: Sequence[str]) -> Any:
-            return score_strings(
-                model, tokenizer, dataset.bos_id, strings, precision=precision, on_progress=on_progress
-            )
-
-        scores = score_pairs(files, scorer, rank=rank, world_size=world_size, gather=gather)
+        pairs = evaluate_pairs(
+            model,
+            dataset.tokenizer(),
+            dataset.bos_id,
+            folder,
+            per_file=None if final else evaluation.pairs_per_file,
+            rank=rank,
+            world_size=world_size,
+            gather=gather,
+            precision=precision,
+            on_progress=on_progress,
+        )
     finally:
         model.train(training)
+    return replace(pairs, metrics={**metrics, **pairs.metrics})
+
+
+def evaluate_pairs(
+    model: LanguageModel,
+    tokenizer: Any,
+    bos_id: int,
+    folder: Path,
+    *,
+    per_file: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
+    precision: Precision = "fp32",
+    on_progress: Progress | None = None,
+) -> EvaluationResult:
+    """The part of :func:`evaluate` that is about minimal pairs: those in ``folder``, at most ``per_file`` of each file.
+
+    ``model`` is in evaluation mode; ``tokenizer`` is a ``tokenizers.Tokenizer``; the rest as in :func:`evaluate`.
+    """
+    files = _sample(read_minimal_pairs(folder), per_file)
+
+    def scorer(strings: Sequence[str]) -> Any:
+        return score_strings(model, tokenizer, bos_id, strings, precision=precision, on_progress=on_progress)
+
+    scores = score_pairs(files, scorer, rank=rank, world_size=world_size, gather=gather)
     summary = summarise(scores, {name: pairs[0].phenomenon for name, pairs in files.items()})
-    return EvaluationResult({**metrics, **_pair_metrics(summary)}, summary.tables(), _predictions(scores))
+    return EvaluationResult(_pair_metrics(summary), summary.tables(), _predictions(scores))
 
 
 def _sample(files: Mapping[str, Sequence[Pair]], count: int | None) -> dict[str, list[Pair]]:

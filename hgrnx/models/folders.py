@@ -43,7 +43,7 @@ def save_folder(model: LanguageModel, folder: Path, tokenizer_dir: Path | None =
         for name in _TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, folder / name)
-        special = _special_ids(tokenizer_dir)
+        special = special_ids(tokenizer_dir)
     form = FORMATS[model.config.architecture]
     fields = model.config.model_dump(mode="json")
     config = {
@@ -213,7 +213,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _special_ids(tokenizer_dir: Path) -> dict[str, int]:
+def special_ids(tokenizer_dir: Path) -> dict[str, int]:
     """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as the tokenizer names them."""
     path = tokenizer_dir / "tokenizer_config.json"
     if not path.is_file():

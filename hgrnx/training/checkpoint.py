@@ -108,6 +108,11 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         raise _cannot_use(folder, damage) from None
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` looks like one, whole or not."""
+    return (folder / _STATE).is_file()
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """``meta`` of a checkpoint folder, and its ``step``. Raises like :func:`load_checkpoint`."""
     try:

@@ -13,7 +13,7 @@ from hgrnx.config import ModelConfig
 from hgrnx.models import LanguageModel, build_model, empty_model
 from hgrnx.models.base import State
 from hgrnx.models.folders import load_folder, save_folder
-from hgrnx.models.generation import generate
+from hgrnx.models.generation import Sampling, generate
 from hgrnx.objectives import Distillation, LiveTeacher, ObjectiveModule
 from hgrnx.training.optim import parameter_groups
 
@@ -255,7 +255,7 @@ def test_a_folder_gives_the_model_back(config: ModelConfig, tie: bool, tmp_path:
 
 def test_generation_continues_the_text(model: LanguageModel) -> None:
     ids = [5, 9, 11]
-    for token in generate(model, ids, 6, temperature=0):
+    for token in generate(model, ids, 6, Sampling(temperature=0)):
         assert token == int(model(torch.tensor([ids]))[0, -1].argmax())
         ids.append(token)
     assert len(ids) == 9

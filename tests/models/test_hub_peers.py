@@ -18,7 +18,7 @@ from hgrnx.data.tokenizer import BOS_ID, load_tokenizer, save_tokenizer, train_t
 from hgrnx.evaluation.scoring import score_strings
 from hgrnx.models import LanguageModel
 from hgrnx.models.folders import save_folder
-from hgrnx.models.generation import generate
+from hgrnx.models.generation import Sampling, generate
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +93,7 @@ class TestLmEval:
             model="hf",
             model_args={"pretrained": str(exported.folder), "dtype": "float32"},
             tasks=["pairs"],
-            task_manager=lm_eval.tasks.TaskManager(include_path=str(tasks)),
+            task_manager=lm_eval.tasks.TaskManager(include_path=str(tasks), include_defaults=False),
             device="cpu",
             batch_size=7,
             bootstrap_iters=0,
@@ -119,7 +119,7 @@ class TestLmEval:
         requests = [Instance("generate_until", {}, (prompt, limits), i) for i, prompt in enumerate(prompts)]
         for prompt, given_text in zip(prompts, peer.generate_until(requests, disable_tqdm=True), strict=True):
             ids = [BOS_ID, *exported.tokenizer.encode(prompt).ids]
-            wanted = list(generate(exported.model, ids, 8, temperature=0, eos_id=1))
+            wanted = list(generate(exported.model, ids, 8, Sampling(temperature=0), eos_id=1))
             assert given_text == peer.tokenizer.decode(wanted, skip_special_tokens=True)
 
     def test_the_stock_command(self, tmp_path: Path, tasks: Path) -> None:
