@@ -23,7 +23,9 @@ TEXT = st.text(
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["an old owl\nat 7 a.m.! 字\n", "a  b   é🙂 🙂🙂\n\t x\n"] * 9, 330)
+    # White space in all combinations, so that pieces of it become tokens: then it matters how runs are split.
+    runs = ["a" + first + second + third + "b\n" for first in SPACES for second in SPACES for third in (" ", "\n", "")]
+    return train_tokenizer(["an old owl\nat 7 a.m.! 字\n", "a  b   é🙂 🙂🙂\n\t x\n", *runs] * 9, 2_000)
 
 
 def tokens_of(tokenizer: Tokenizer, text: str) -> np.ndarray:
