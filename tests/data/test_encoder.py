@@ -84,6 +84,7 @@ def as_the_tokenizer_does(tokenizer: Tokenizer, document: str) -> list[int]:
 @given(st.lists(UNTIDY, max_size=4))
 @example(["a\n", "\tb  c\n", "  \x85\u00a0 d \n e\u3000 \n"])
 @example([" \x1ca \x1c\n"])
+@example([f"x{a}{b}{c}y\n" for a in SPACES for b in (" ", "\u3000") for c in SPACES])
 @example([space + "a" + space + " b" + space + space + "c " + space + "\n" for space in SPACES])
 def test_the_tokens_are_the_tokenizers(tokenizer: Tokenizer, texts: list[str]) -> None:
     documents = [text for text in (document_from_text(text, LineCounts()) for text in texts) if text]
