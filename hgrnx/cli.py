@@ -77,7 +77,9 @@ def prepare(
     source: Annotated[Path | None, typer.Option(help="Folder of text files; without, the Hugging Face hub.")] = None,
     words: Annotated[int | None, typer.Option(help="Use only this many words of the track.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Entries of the BPE vocabulary [16000].")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Existing tokenizer.json to use, or its folder.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take the data settings of this recipe.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes [one a core, at most 8].")] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the ledger of words.")] = False,
     home: Home = None,
     fresh: Fresh = False,
@@ -86,7 +88,7 @@ def prepare(
     from hgrnx.config import DataConfig, load_recipe
     from hgrnx.console import make_console
     from hgrnx.data.ledger import print_ledger
-    from hgrnx.launch.jobs import prepare_with_progress
+    from hgrnx.data.progress import prepare_with_progress
     from hgrnx.paths import resolve_places
 
     config = load_recipe(recipe).data if recipe else DataConfig(track=track)
@@ -94,10 +96,11 @@ def prepare(
         "source": str(source.expanduser().resolve()) if source else None,
         "words": words,
         "vocab_size": vocab_size,
+        "tokenizer": str(tokenizer.expanduser().resolve()) if tokenizer else None,
     }
     config = DataConfig.model_validate({**config.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
     console = make_console()
-    dataset = prepare_with_progress(config, resolve_places(home), console, fresh=fresh)
+    dataset = prepare_with_progress(config, resolve_places(home), console, fresh=fresh, workers=workers)
     console.print(f"{dataset.dir}\ndata hash {dataset.hash}", highlight=False)
     if show:
         print_ledger(dataset.manifest, console)
@@ -241,7 +244,7 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="op (the recurrence), model (training steps) or distill.")],
+    what: Annotated[str, typer.Argument(help="op (the recurrence), model (training steps), distill or data.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8,
     seq_len: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 512,
     heads: Annotated[int, typer.Option(min=1, help="Heads (op).")] = 4,
@@ -249,7 +252,11 @@ def bench(
     architecture: Annotated[str, typer.Option(help="hgrn2, transformer, lstm, mamba or xlstm (model).")] = "hgrn2",
     precision: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; give it twice for both [fp32].")] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="Also peers under torch.compile (model).")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 7,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How often each is timed, in turns [7; data 3].")] = None,
+    source: Annotated[Path | None, typer.Option(help="Text to prepare (data).")] = None,
+    track: Annotated[
+        str, typer.Option(help="Track whose training folder of the source is taken (data).")
+    ] = "strict-small",
     gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU.")] = False,
     home: Home = None,
 ) -> None:
@@ -271,6 +278,8 @@ def bench(
         compiled=compiled,
         rounds=rounds,
         use_gpu=gpu,
+        source=source,
+        track=track,
     )
 
 

@@ -53,12 +53,14 @@ def print_ledger(manifest: dict[str, Any], console: Console) -> None:
             end_section=row is not None and row["source"] == "total" and row["split"] == "dev",
         )
     console.print(table)
-    tokenizer, asked = manifest["tokenizer"], manifest["settings"]["vocab_size"]
+    tokenizer, asked = manifest["tokenizer"], manifest["settings"].get("vocab_size", 0)
     fewer = f" ({asked:,} asked for; the text yields no more)" if tokenizer["vocab_size"] < asked else ""
-    console.print(
-        f"tokenizer: {tokenizer['vocab_size']:,} entries{fewer}, "
-        f"trained on the {tokenizer['trained_on_words']:,} training words"
+    made = (
+        f"given ({tokenizer['given']}): what it was trained on is not known here"
+        if tokenizer["given"]
+        else f"trained on the {tokenizer['trained_on_words']:,} training words"
     )
+    console.print(f"tokenizer: {tokenizer['vocab_size']:,} entries{fewer}, {made}")
     for key, what in (
         ("blank_lines", "blank lines left out"),
         ("crlf_lines", "carriage returns at line ends dropped"),
