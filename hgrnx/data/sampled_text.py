@@ -181,7 +181,8 @@ def _write(
             "available_words": sample.available_words,
             "budget": budget,
             "equal_documents": sample.duplicates,
-            **taken,
+            "train": taken["train"],
+            "dev": taken["dev"],
         }
         sample.close()
     if short:

@@ -17,9 +17,8 @@ import pytest
 from small_text import lines
 
 from hgrnx.config import DataConfig
-from hgrnx.data import origin
+from hgrnx.data import origin, shards, text_store
 from hgrnx.data import prepare as module
-from hgrnx.data import shards, text_store
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.folders import WORK
 from hgrnx.data.prepare import prepare
