@@ -101,20 +101,24 @@ class NgramIndex:
         np.savez(aside, ngram=self.ngram, items=self.items, **arrays)
         aside.rename(path)
 
-    @staticmethod
-    @lru_cache(maxsize=1)
-    def load(path: Path) -> NgramIndex:
+    @classmethod
+    def load(cls, path: Path) -> NgramIndex:
         """What :meth:`save` wrote; read once in a process."""
-        with np.load(path) as content:
-            names = tuple(content["names"].tolist())
-            return NgramIndex(
-                int(content["ngram"]),
-                names,
-                tuple(content["items"].tolist()),
-                content["runs"],
-                content["bits"],
-                tuple(content[f"pairs{bit}"] for bit in range(len(names))),
-            )
+        return _loaded(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: Path, changed: int) -> NgramIndex:
+    with np.load(path) as content:
+        names = tuple(content["names"].tolist())
+        return NgramIndex(
+            int(content["ngram"]),
+            names,
+            tuple(content["items"].tolist()),
+            content["runs"],
+            content["bits"],
+            tuple(content[f"pairs{bit}"] for bit in range(len(names))),
+        )
 
 
 class Decontaminator:

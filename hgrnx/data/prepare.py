@@ -37,6 +37,7 @@ from hgrnx.data.duplicates import Copies
 from hgrnx.data.encoder import DocumentEncoder
 from hgrnx.data.folders import WORK, building, discard, exclusive, file_sha256, size_and_time, write_json
 from hgrnx.data.origin import Origin, difference, find_origin
+from hgrnx.data.run_ledger import tokenizer_texts
 from hgrnx.data.sampled_text import sampled_text
 from hgrnx.data.shards import write_shard
 from hgrnx.data.sources import Split, TextFile
@@ -312,7 +313,7 @@ def _encoder(folder: Path, digest: str) -> DocumentEncoder:
 def _manifest(
     config: DataConfig, folder: Path, sources: list[Chosen], shards: dict[Split, list[dict[str, Any]]], started: float
 ) -> dict[str, Any]:
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer, digest = load_tokenizer(folder / "tokenizer"), tokenizer_hash(folder / "tokenizer")
     counts: dict[Split, list[Counter[str]]] = {split: [Counter() for _ in sources] for split in SPLITS}
     files: dict[str, Any] = {}
     for split in SPLITS:
@@ -344,11 +345,12 @@ def _manifest(
         "shards": {split: [_counted(Counter(shard["totals"])) for shard in shards[split]] for split in SPLITS},
         "files": dict(sorted(files.items())),
         "tokenizer": {
-            "hash": tokenizer_hash(folder / "tokenizer"),
+            "hash": digest,
             "vocab_size": tokenizer.get_vocab_size(),
             "bos_id": tokenizer.token_to_id(BOS),
             "eos_id": tokenizer.token_to_id(EOS),
             "given": config.tokenizer,
+            "texts": tokenizer_texts(config.tokenizer, digest) if config.tokenizer else None,
             "trained_on_words": splits["train"]["words"] if config.tokenizer is None else None,
         },
         "token_type": token_dtype(tokenizer.get_vocab_size()).name,
