@@ -74,10 +74,12 @@ def prepare(
     track: Annotated[
         str, typer.Option(help="demo, strict-small, strict, pile-10m, pile-100m or a .yaml file.")
     ] = "demo",
-    source: Annotated[Path | None, typer.Option(help="Folder of text files; without, the Hugging Face hub.")] = None,
+    source: Annotated[str | None, typer.Option(help="Folder of text files, or hub [where it was before; hub]")] = None,
     words: Annotated[int | None, typer.Option(help="Use only this many words of the track.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Entries of the BPE vocabulary [16000].")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Existing tokenizer.json to use, or its folder.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take the data settings of this recipe.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes [one a core, at most 8].")] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the ledger of words.")] = False,
     home: Home = None,
     fresh: Fresh = False,
@@ -86,18 +88,20 @@ def prepare(
     from hgrnx.config import DataConfig, load_recipe
     from hgrnx.console import make_console
     from hgrnx.data.ledger import print_ledger
-    from hgrnx.launch.jobs import prepare_with_progress
+    from hgrnx.data.progress import prepare_with_progress
+    from hgrnx.data.tracks import HUB
     from hgrnx.paths import resolve_places
 
     config = load_recipe(recipe).data if recipe else DataConfig(track=track)
     changes = {
-        "source": str(source.expanduser().resolve()) if source else None,
+        "source": str(Path(source).expanduser().resolve()) if source and source != HUB else source,
         "words": words,
         "vocab_size": vocab_size,
+        "tokenizer": str(tokenizer.expanduser().resolve()) if tokenizer else None,
     }
     config = DataConfig.model_validate({**config.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
     console = make_console()
-    dataset = prepare_with_progress(config, resolve_places(home), console, fresh=fresh)
+    dataset = prepare_with_progress(config, resolve_places(home), console, fresh=fresh, workers=workers)
     console.print(f"{dataset.dir}\ndata hash {dataset.hash}", highlight=False)
     if show:
         print_ledger(dataset.manifest, console)
@@ -235,14 +239,18 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="op (the recurrence), model (training steps) or distill.")],
+    what: Annotated[str, typer.Argument(help="op (the recurrence), model (training steps), distill or data.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8,
     seq_len: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 512,
     heads: Annotated[int, typer.Option(min=1, help="Heads (op).")] = 4,
     head_size: Annotated[int, typer.Option(min=1, help="Keys, and values, of a head (op).")] = 64,
     precision: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; give it twice for both [fp32].")] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="Also peers under torch.compile (model).")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 7,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How often each is timed, in turns [7; data 3].")] = None,
+    source: Annotated[Path | None, typer.Option(help="Text to prepare (data).")] = None,
+    track: Annotated[
+        str, typer.Option(help="Track whose training folder of the source is taken (data).")
+    ] = "strict-small",
     gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU.")] = False,
     home: Home = None,
 ) -> None:
@@ -263,6 +271,8 @@ def bench(
         compiled=compiled,
         rounds=rounds,
         use_gpu=gpu,
+        source=source,
+        track=track,
     )
 
 

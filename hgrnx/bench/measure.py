@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -36,6 +38,8 @@ class Case:
     """Type of its matrix products, for the share of the peak."""
     threads: int | None = None
     """Threads of torch during the step; those of the process when None."""
+    processes: bool = False
+    """Whether the step starts processes: their memory then counts, too."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def measure(
         with _threads(case.threads):
             for _ in range(warmup):
                 case.step()
-            memory[case.name] = added_memory_mb(case.step, device)
+            memory[case.name] = (_tree_memory_mb if case.processes else added_memory_mb)(case.step, device)
         on_progress(done := done + warmup + 1, total)
     for turn in range(rounds):
         first = turn % len(turns)
@@ -114,6 +118,40 @@ def added_memory_mb(step: Callable[[], object], device: torch.device) -> float |
         return None
     step()
     return max(0.0, (_status_kb(status, "VmHWM") - before_kb) / 1e3)
+
+
+def _tree_memory_mb(step: Callable[[], object], device: torch.device) -> float | None:
+    """As :func:`added_memory_mb`, of this process and all that descend from it; looked at 20 times a second."""
+    if not Path("/proc/self/smaps_rollup").exists():  # not Linux
+        return None
+    gc.collect()
+    before = peak = _tree_kb(os.getpid())
+    ended = threading.Event()
+
+    def look() -> None:
+        nonlocal peak
+        while not ended.wait(0.05):
+            peak = max(peak, _tree_kb(os.getpid()))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        step()
+    finally:
+        ended.set()
+        thread.join()
+    return (peak - before) / 1e3
+
+
+def _tree_kb(process: int) -> int:
+    """Resident memory of a process and its descendants; what several share counts once in all."""
+    folder = Path(f"/proc/{process}")
+    try:
+        total = _status_kb(folder / "smaps_rollup", "Pss")
+        children = [child for task in folder.glob("task/*/children") for child in task.read_text().split()]
+    except OSError:  # ended meanwhile
+        return 0
+    return total + sum(_tree_kb(int(child)) for child in children)
 
 
 def _status_kb(status: Path, key: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hgrnx.bench.data import DataBench
 from hgrnx.bench.distill import distill_cases
-from hgrnx.bench.measure import Case, measure
+from hgrnx.bench.measure import Case, Measurement, measure
 from hgrnx.bench.model import model_cases
 from hgrnx.bench.op import op_cases
 from hgrnx.errors import UserError
@@ -18,7 +20,7 @@ from hgrnx.ops.cpu import guard_bf16_products, keep_freed_memory
 from hgrnx.report.bench import print_bench, save_bench
 from hgrnx.tracking.environment import describe_environment
 
-KINDS = ("op", "model", "distill")
+KINDS = ("op", "model", "distill", "data")
 
 
 def run_bench(
@@ -32,13 +34,16 @@ def run_bench(
     head_size: int = 64,
     precisions: tuple[str, ...] = ("fp32",),
     compiled: bool = False,
-    rounds: int = 7,
+    rounds: int | None = None,
     use_gpu: bool = False,
+    source: Path | None = None,
+    track: str = "strict-small",
 ) -> Path:
     """Measure ``kind`` (one of :data:`KINDS`), print a table and write JSON and plot into ``folder``.
 
     ``heads`` and ``head_size`` are for ``op``, ``compiled`` (also measure peers under ``torch.compile``) for
-    ``model``; ``distill`` takes the first of ``precisions``. Returns the JSON file.
+    ``model``; ``distill`` takes the first of ``precisions``; ``source`` and ``track`` say which text ``data``
+    takes. ``rounds`` are 7 when None, 3 for ``data``. Returns the JSON file.
 
     Raises:
         UserError: an unknown kind or precision, or a GPU that is not there.
@@ -54,6 +59,14 @@ def run_bench(
     if not use_gpu:  # what a training does
         guard_bf16_products()
         keep_freed_memory()
+    if kind == "data":
+        if source is None:
+            raise UserError("hgrnx bench data needs a text: --source DIR, as hgrnx prepare takes it.")
+        with tempfile.TemporaryDirectory() as work:
+            bench = DataBench(source, track, seq_len, Path(work))
+            title = f"data, {bench.bytes / 1e6:,.1f} MB of text to blocks of {seq_len} tokens"
+            measurements = _measure(bench.cases(), console, rounds=rounds or 3, warmup=0, device=device)
+            return _report(kind, title, measurements, bench.notes(measurements), folder, console)
     shape = f"{batch_size} x {seq_len} tokens"
     cases: list[Case] = []
     if kind == "op":
@@ -67,6 +80,13 @@ def run_bench(
         cases = distill_cases(batch_size, seq_len, device, precisions[0])
     where = torch.cuda.get_device_name(device) if use_gpu else f"CPU, {torch.get_num_threads()} threads"
     title = f"{kind}, {shape}, forward and backward, {where}"
+    measurements = _measure(cases, console, rounds=rounds or 7, warmup=2, device=device)
+    return _report(kind, title, measurements, [], folder, console)
+
+
+def _measure(
+    cases: list[Case], console: Console, *, rounds: int, warmup: int, device: torch.device
+) -> list[Measurement]:
     with Progress(
         TextColumn("measuring"),
         BarColumn(bar_width=24),
@@ -77,15 +97,24 @@ def run_bench(
         transient=True,
     ) as progress:
         task = progress.add_task("measuring", total=None)
-        measurements = measure(
+        return measure(
             cases,
             rounds=rounds,
+            warmup=warmup,
             device=device,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
+
+
+def _report(
+    kind: str, title: str, measurements: list[Measurement], notes: list[str], folder: Path, console: Console
+) -> Path:
     rows = [measurement.row() for measurement in measurements]
     print_bench(title, rows, console)
-    settings = {"title": title, "rounds": rounds, "environment": describe_environment()}
+    for note in notes:
+        console.print(note, highlight=False)
+    rounds = len(measurements[0].rounds)
+    settings = {"title": title, "rounds": rounds, "notes": notes, "environment": describe_environment()}
     path = save_bench(folder, f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}", settings, rows)
     console.print(path, highlight=False)
     return path

@@ -73,7 +73,10 @@ def print_ledger(manifest: dict[str, Any], console: Console) -> None:
 def _print_tokenizer(manifest: dict[str, Any], console: Console) -> None:
     tokenizer = manifest["tokenizer"]
     if tokenizer["given"] is not None:
-        console.print(f"tokenizer: {tokenizer['vocab_size']:,} entries, from {tokenizer['given']}", highlight=False)
+        words = sum(text["words"] for text in tokenizer["texts"] or ())
+        read = f"trained on {words:,} words" if words else "what it was trained on is not known"
+        entries = f"{tokenizer['vocab_size']:,} entries"
+        console.print(f"tokenizer: {entries}, from {tokenizer['given']}: {read}", highlight=False)
         return
     asked = manifest["settings"]["vocab_size"]
     fewer = f" ({asked:,} asked for; the text yields no more)" if tokenizer["vocab_size"] < asked else ""

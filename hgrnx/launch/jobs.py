@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from hgrnx.config import AnyRecipe, DataConfig, Recipe, flatten, run_name, to_yaml
+from hgrnx.config import AnyRecipe, Recipe, flatten, run_name, to_yaml
 from hgrnx.console import make_console
 from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.data.dataset import PreparedDataset
-from hgrnx.data.prepare import prepare
+from hgrnx.data.progress import prepare_with_progress
 from hgrnx.data.run_ledger import LEDGER
 from hgrnx.errors import UserError
 from hgrnx.launch.cluster import connected
@@ -164,27 +163,6 @@ class _Job:
         self.tracking.log_comparison(parent, self.folder, self.runs, self.dataset)
         self.console.print()
         print_summary(self.runs, self.console)
-
-
-def prepare_with_progress(
-    config: DataConfig, places: Places, console: Console, *, fresh: bool = False
-) -> PreparedDataset:
-    """:func:`hgrnx.data.prepare.prepare` with a progress bar where there is a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        return prepare(config, places.data, fresh=fresh, on_progress=show)
 
 
 def _check_writable(places: Places) -> None:

@@ -17,19 +17,34 @@ from hgrnx.models import build_model
 from hgrnx.objectives import Distillation, LiveTeacher
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "data")) for kind in KINDS])
 def test_every_kind_measures_and_keeps_what_it_measured(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if kind == "model":
         pytest.importorskip("transformers")
-    path = run_bench(kind, tmp_path, make_console(), batch_size=1, seq_len=32, heads=2, head_size=16, rounds=1)
+    if kind == "data":
+        pytest.importorskip("datasets")
+        (tmp_path / "text").mkdir()
+        (tmp_path / "text" / "a.txt").write_text("".join(f"line {i} <s>  of a\ttext\n\n" for i in range(2_000)))
+    path = run_bench(
+        kind,
+        tmp_path,
+        make_console(),
+        batch_size=1,
+        seq_len=32,
+        heads=2,
+        head_size=16,
+        rounds=1,
+        source=tmp_path / "text",
+    )
     stored = json.loads(path.read_text())
     printed = capsys.readouterr().out
     assert len(stored["cases"]) >= 2
     for case in stored["cases"]:
         assert case["seconds"] > 0 and case["name"] in printed
-        assert case["tokens_per_second"] == pytest.approx(32 / case["seconds"])
+        if kind != "data":
+            assert case["tokens_per_second"] == pytest.approx(32 / case["seconds"])
     assert stored["settings"]["environment"]["versions"]["torch"] == torch.__version__
     assert path.with_suffix(".png").stat().st_size > 1000
 

@@ -80,3 +80,11 @@ def test_renamed_or_old_folders(root: Path, key: str, value: int, message: str) 
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=message):
         open_dataset(CONFIG, root)
+
+
+def test_the_manifest_of_another_tokenizer(root: Path) -> None:
+    (folder,) = root.iterdir()
+    path = folder / "tokenizer" / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b"cat", b"dot"))  # of the same size
+    with pytest.raises(UserError, match="tokenizer is not the tokenizer that its tokens were made with"):
+        open_dataset(CONFIG, root)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import json
 import os
 import shutil
 import signal
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small_text import lines
 
 from hgrnx.config import DataConfig
@@ -21,6 +24,7 @@ from hgrnx.data import origin, shards, text_store
 from hgrnx.data import prepare as module
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.folders import WORK
+from hgrnx.data.ledger import print_ledger
 from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
 
@@ -392,3 +396,80 @@ def test_real_text(tmp_path: Path) -> None:
         assert row[split]["bytes"] == sum(len(line.encode()) for line in kept)
         assert row[split]["documents"] == -(-len(kept) // 8)
     assert np.asarray(dataset.split("train").word_starts).sum() == dataset.split("train").words
+
+
+UNTIDY = {
+    "bom.train": b"\xef\xbb\xbfone two\n" + b"three\n" * 9,
+    "combining.train": "e\u0301te\u0301 n\u0303\n\u0301alone\n".encode(),
+    "crlf.train": b"a b\r\n\r\nc\r\n" * 20,
+    "long.train": b"word, " * 1_700_000 + b"\nend\n",
+    "nul.train": b"a\0b \0 c\n" * 9,
+    "right_to_left.train": "שלום עולם\u200f\nمرحبا\u2067 بك\u2069\n".encode() * 9,
+    "spaces.train": "  two  spaces \n\ttab\x1cunit\u3000wide\u00a0\u0085\n \u2028 x\n".encode() * 9,
+    "some.dev": b"dev\n",
+}
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_untidy_text_is_not_lost(write: Write, tmp_path: Path, workers: int) -> None:
+    source = write(UNTIDY)
+    dataset = prepare(config(source, vocab_size=600), tmp_path / "data", workers=workers)
+    for row in dataset.manifest["sources"]:
+        text = UNTIDY[row["name"]].decode("utf-8-sig")
+        assert row["available_words"]["train"] + row["available_words"]["dev"] == len(text.split()), row["name"]
+        assert row["train"]["words"] + row["dev"]["words"] == len(text.split())
+    assert np.asarray(dataset.split("train").word_starts).sum() == dataset.split("train").words
+    part, tokenizer = dataset.split("train"), dataset.tokenizer()
+    text = "".join(
+        tokenizer.decode(np.asarray(part.tokens[begin + 1 : end]).tolist())
+        for begin, end in zip(part.doc_offsets, part.doc_offsets[1:], strict=False)
+    )
+    kept = [
+        line.removesuffix("\r")
+        for name in sorted(UNTIDY)
+        if name.endswith(".train")
+        for line in UNTIDY[name].decode("utf-8-sig").split("\n")
+    ]
+    assert text == "".join(f" {line}\n" for line in kept if line.strip())
+
+
+def test_what_a_process_finds_wrong_is_told(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WORTH_A_PROCESS", 0)
+    source = write({"a.train": lines(9), "b.train": b"fine\nnot \xff fine\n", "a.dev": "x\n"})
+    with pytest.raises(UserError, match=r"b\.train, line 2, byte 9 of the file: 0xff is not UTF-8"):
+        prepare(config(source), tmp_path / "data", workers=2)
+    (source / "b.train").write_bytes(b"")
+    with pytest.raises(UserError, match=r"b\.train has no text in it"):
+        prepare(config(source), tmp_path / "data", workers=2)
+    assert not list((tmp_path / "data").glob(".*.partial"))
+
+
+def test_a_given_tokenizer_is_used_and_is_part_of_the_settings(write: Write, tmp_path: Path) -> None:
+    source = write({"a.train": lines(60), "a.dev": lines(3, 500)})
+    first = prepare(config(source), tmp_path / "data")
+    taken = config(source, tokenizer=str(first.tokenizer_dir))
+    second = prepare(taken, tmp_path / "data")
+    assert second.dir != first.dir and second.tokenizer_hash == first.tokenizer_hash
+    assert second.manifest["tokenizer"]["trained_on_words"] is None
+    print_ledger(second.manifest, Console(file=(out := io.StringIO()), width=200))
+    assert f"trained on {first.split('train').words} words" in out.getvalue()
+    for split in ("train", "dev"):
+        assert np.array_equal(second.split(split).tokens, first.split(split).tokens)
+    more = write({"a.train": "owls eat owls\n" * 60, "a.dev": lines(3, 500)}, "more")
+    other = config(source, tokenizer=str(prepare(config(more), tmp_path / "more").tokenizer_dir))
+    assert prepare(other, tmp_path / "data").dir != second.dir
+
+
+def test_special_tokens_of_a_given_tokenizer_may_have_any_number(write: Write, tmp_path: Path) -> None:
+    source = write({"a.train": lines(60), "a.dev": lines(3, 500)})
+    first = prepare(config(source), tmp_path / "data")
+    facts = json.loads((first.tokenizer_dir / "tokenizer.json").read_text())
+    for token, number in (("<pad>", 0), ("<s>", 1), ("</s>", 2)):
+        facts["model"]["vocab"][token] = number
+        next(added for added in facts["added_tokens"] if added["content"] == token)["id"] = number
+    facts["added_tokens"].sort(key=lambda added: added["id"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(facts))
+    second = prepare(config(source, tokenizer=str(tmp_path / "tokenizer.json")), tmp_path / "data")
+    assert (second.bos_id, second.eos_id) == (1, 2)
+    old, new = np.asarray(first.split("train").tokens), np.asarray(second.split("train").tokens)
+    assert np.array_equal(np.where(old == 0, 1, old), new)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from hgrnx.data.tokenizer import (
     load_tokenizer,
     model_text,
+    read_given_tokenizer,
     save_tokenizer,
     token_byte_lengths,
     tokenizer_hash,
@@ -95,3 +97,45 @@ def test_missing_and_damaged_folders(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="is not a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def given(folder: Path, changes: dict[str, object] | None = None, **model: object) -> Path:
+    """A saved tokenizer.json with other values in it."""
+    save_tokenizer(train_tokenizer(DOCUMENTS, 280), folder)
+    facts = json.loads((folder / "tokenizer.json").read_text())
+    facts.update(changes or {})
+    facts["model"].update(model)
+    (folder / "tokenizer.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_a_given_tokenizer_is_kept_byte_for_byte(tmp_path: Path) -> None:
+    folder = given(tmp_path / "given")
+    content = read_given_tokenizer(str(folder))
+    assert content == read_given_tokenizer(str(folder / "tokenizer.json")) == (folder / "tokenizer.json").read_bytes()
+    assert save_tokenizer(content, tmp_path / "copy") == tokenizer_hash(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "message"),
+    [
+        ({"pre_tokenizer": {"type": "Whitespace"}}, {}, "splits text by Whitespace"),
+        ({"pre_tokenizer": None}, {}, "splits text by nothing"),
+        ({"normalizer": {"type": "NFKC"}}, {}, r"normalizer \(NFKC\), so its tokens do not spell it"),
+        ({"added_tokens": []}, {"vocab": {"a": 0}, "merges": []}, "lacks <s>, </s>, <pad>"),
+        ({}, {"dropout": 0.1}, "with dropout"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}, {}, "is a WordLevel tokenizer"),
+        ({"version": "x"}, {}, "is not a tokenizer"),
+    ],
+)
+def test_a_given_tokenizer_that_does_not_fit(
+    tmp_path: Path, changes: dict[str, object], model: dict[str, object], message: str
+) -> None:
+    folder = given(tmp_path / "given", changes, **model)
+    with pytest.raises(UserError, match=rf"data.tokenizer: .*tokenizer\.json .*{message}"):
+        read_given_tokenizer(str(folder))
+
+
+def test_a_given_tokenizer_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.tokenizer: cannot read"):
+        read_given_tokenizer(str(tmp_path / "nowhere.json"))

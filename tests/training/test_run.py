@@ -10,8 +10,10 @@ import torch
 
 from hgrnx.config import DataConfig, LSTMConfig, ModelConfig, Recipe, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.loader import TrainLoader
 from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
+from hgrnx.models import build_model
 from hgrnx.ops import implementation_note
 from hgrnx.training import loop
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -152,3 +154,26 @@ def test_messages(
     with pytest.raises(UserError, match=message):
         run_training(recipe(**changes), dataset, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_states_reset_at_documents_are_those_of_documents_alone(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """What a step with ``reset_state`` reports is the loss of every piece of a document computed by itself."""
+    once: dict[str, object] = {"duration": "1 steps", "log_every": 1, "checkpoint_every": "1 steps", "seq_len": 96}
+    chosen = recipe(training={**recipe().training.model_dump(), **once, "reset_state": "document"})
+    run_training(chosen, dataset, tmp_path / "reset")
+    logged = next(line for line in lines(tmp_path / "reset") if "train/loss" in line)
+    model = build_model(chosen.model, dataset.vocab_size, seed=chosen.seed).train()
+    batch = TrainLoader(dataset, 96, 4, chosen.seed).batch(0)
+    total, pieces = 0.0, 0
+    for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+        begins = [0, *(i for i in range(1, 96) if inputs[i] == dataset.bos_id), 96]
+        for begin, end in zip(begins, begins[1:], strict=False):
+            logits = model(inputs[None, begin:end])[0]
+            loss = torch.nn.functional.cross_entropy(logits, targets[begin:end], reduction="sum")
+            total += float(loss.detach())
+            pieces += 1
+    assert pieces > 4
+    assert logged["train/loss"] == pytest.approx(total / batch.inputs.numel(), rel=1e-5)
+    run_training(recipe(training={**recipe().training.model_dump(), **once}), dataset, tmp_path / "never")
+    never = next(line for line in lines(tmp_path / "never") if "train/loss" in line)
+    assert never["train/loss"] != pytest.approx(logged["train/loss"], rel=1e-6)
