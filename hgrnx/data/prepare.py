@@ -132,7 +132,7 @@ def _build(config: DataConfig, origin: Origin, folder: Path, workers: int, progr
         stored = _store(config, files, work / "text", benchmarks, pool, progress)
         copies = None if sample else Copies.wanted(config.cleaning)
         sources = split_documents(stored, work / "text", copies)
-        _set_limits(config, sources)
+        _set_limits(config, origin.place or "the source", sources)
         _make_tokenizer(config, sources, folder, progress)
         shards = _write_shards(sources, folder, pool, progress)
     manifest = _manifest(config, folder, sources, shards, started)
@@ -182,16 +182,16 @@ def _store(
     return stored
 
 
-def _set_limits(config: DataConfig, sources: list[Chosen]) -> None:
+def _set_limits(config: DataConfig, place: str, sources: list[Chosen]) -> None:
     track, total = find_track(config), sum(source.words["train"] for source in sources)
     if total == 0:
         raise UserError(
-            f"{config.source} has too little training text: its first {HELD_OUT_EVERY} documents hold out one for "
+            f"{place} has too little training text: its first {HELD_OUT_EVERY} documents hold out one for "
             "development, and that was all. Add text, or a dev/ folder."
         )
     if track.limited and config.words is None and total > track.words:
         raise UserError(
-            f"The training text in {config.source} has {total:,} words, {total - track.words:,} more than the "
+            f"The training text in {place} has {total:,} words, {total - track.words:,} more than the "
             f"{track.words:,} of the track {track.name}. Take a part of it with words={track.words} "
             "(each file's share in proportion), or remove some."
         )
