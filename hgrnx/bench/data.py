@@ -6,7 +6,6 @@ processes as there are cores, and leave token arrays on disk. Training a tokeniz
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from hgrnx.data.prepare import prepare
 from hgrnx.data.sources import LineCounts, TextFile, find_text_files, read_documents
 from hgrnx.data.tokenizer import BOS, EOS, PAD, save_tokenizer, train_tokenizer
 from hgrnx.data.tracks import find_track
+from hgrnx.data.workers import usable_cores
 from hgrnx.errors import UserError
 
 PEER = "datasets.map"
@@ -91,7 +91,7 @@ class DataBench:
             tokenizer=str(self.folder / "tokenizer"),
             block_lines=1,
         )
-        return prepare(config, folder, workers=_cores())
+        return prepare(config, folder, workers=usable_cores())
 
     def _check_peer(self, folder: Path) -> None:
         theirs = usual_script([file.path for file in self.files], self.folder / "tokenizer", self.seq_len, folder)
@@ -172,12 +172,8 @@ def usual_script(files: list[Path], tokenizer: Path, seq_len: int, folder: Path)
 
     names = [str(path.resolve()) for path in files]
     lines = datasets.load_dataset("text", data_files={"train": names}, split="train", cache_dir=str(folder))
-    encoded = lines.map(tokenize, batched=True, num_proc=_cores(), remove_columns=["text"])
-    return encoded.map(group, batched=True, num_proc=_cores())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    encoded = lines.map(tokenize, batched=True, num_proc=usable_cores(), remove_columns=["text"])
+    return encoded.map(group, batched=True, num_proc=usable_cores())
 
 
 def _median_seconds(step: Callable[[], object], rounds: int) -> float:

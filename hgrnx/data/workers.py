@@ -27,7 +27,12 @@ _POLL_S = 0.2
 
 def default_workers() -> int:
     """The cores that this process may use, but no more than memory below 1 GB allows."""
-    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+    return min(_MOST_WORKERS, usable_cores())
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers:
@@ -85,8 +90,9 @@ class Workers:
                     yield waiting.pop(future), future.result()
         except BrokenProcessPool:
             raise UserError(
-                "A process that prepared the text was ended from outside, most likely for want of memory. "
-                "Run the command again, with --workers 1 if it happens twice: it goes on where it stopped."
+                "A process that prepared the text was ended from outside, most likely for want of memory (or a script "
+                "that calls prepare does its work outside of `if __name__ == '__main__'`). Run it again, with one "
+                "worker if it happens twice."
             ) from None
 
 

@@ -23,7 +23,9 @@ TEXT = st.text(
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["an old owl\nat 7 a.m.! 字\n", "a  b   é🙂 🙂🙂\n\t x\n"] * 9, 330)
+    # White space in all combinations, so that pieces of it become tokens: then it matters how runs are split.
+    runs = ["a" + first + second + third + "b\n" for first in SPACES for second in SPACES for third in (" ", "\n", "")]
+    return train_tokenizer(["an old owl\nat 7 a.m.! 字\n", "a  b   é🙂 🙂🙂\n\t x\n", *runs] * 9, 2_000)
 
 
 def tokens_of(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -82,6 +84,7 @@ def as_the_tokenizer_does(tokenizer: Tokenizer, document: str) -> list[int]:
 @given(st.lists(UNTIDY, max_size=4))
 @example(["a\n", "\tb  c\n", "  \x85\u00a0 d \n e\u3000 \n"])
 @example([" \x1ca \x1c\n"])
+@example([f"x{a}{b}{c}y\n" for a in SPACES for b in (" ", "\u3000") for c in SPACES])
 @example([space + "a" + space + " b" + space + space + "c " + space + "\n" for space in SPACES])
 def test_the_tokens_are_the_tokenizers(tokenizer: Tokenizer, texts: list[str]) -> None:
     documents = [text for text in (document_from_text(text, LineCounts()) for text in texts) if text]
