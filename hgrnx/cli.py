@@ -74,7 +74,7 @@ def prepare(
     track: Annotated[
         str, typer.Option(help="demo, strict-small, strict, pile-10m, pile-100m or a .yaml file.")
     ] = "demo",
-    source: Annotated[Path | None, typer.Option(help="Folder of text files; without, the Hugging Face hub.")] = None,
+    source: Annotated[str | None, typer.Option(help="Folder of text files, or hub [where it was before; hub]")] = None,
     words: Annotated[int | None, typer.Option(help="Use only this many words of the track.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Entries of the BPE vocabulary [16000].")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Existing tokenizer.json to use, or its folder.")] = None,
@@ -89,11 +89,12 @@ def prepare(
     from hgrnx.console import make_console
     from hgrnx.data.ledger import print_ledger
     from hgrnx.data.progress import prepare_with_progress
+    from hgrnx.data.tracks import HUB
     from hgrnx.paths import resolve_places
 
     config = load_recipe(recipe).data if recipe else DataConfig(track=track)
     changes = {
-        "source": str(source.expanduser().resolve()) if source else None,
+        "source": str(Path(source).expanduser().resolve()) if source and source != HUB else source,
         "words": words,
         "vocab_size": vocab_size,
         "tokenizer": str(tokenizer.expanduser().resolve()) if tokenizer else None,

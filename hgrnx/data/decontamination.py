@@ -85,10 +85,10 @@ class NgramIndex:
             raw.append((np.concatenate([np.zeros(0, np.uint64), *runs]), np.concatenate([_NONE, *owners])))
         runs_G = np.unique(np.concatenate([runs for runs, _ in raw]))
         benchmarks_G, pairs = np.zeros(len(runs_G), dtype=np.uint8), []
-        for bit, (runs, owners) in enumerate(raw):
-            places = np.searchsorted(runs_G, runs)
+        for bit, (runs_of, owners_of) in enumerate(raw):
+            places = np.searchsorted(runs_G, runs_of)
             benchmarks_G[places] |= np.uint8(1 << bit)
-            both = np.unique(places * (items[bit] + 1) + owners)  # as one number: many times faster
+            both = np.unique(places * (items[bit] + 1) + owners_of)  # as one number: many times faster
             pairs.append(np.stack(np.divmod(both, items[bit] + 1), axis=1))
         return cls(ngram, tuple(texts), tuple(items), runs_G, benchmarks_G, tuple(pairs))
 
@@ -97,25 +97,28 @@ class NgramIndex:
         aside = path.with_name(f"aside-{path.name}")
         names = np.array(self.names)
         pairs = {f"pairs{bit}": pairs for bit, pairs in enumerate(self.pairs)}
-        np.savez(
-            aside, ngram=self.ngram, names=names, items=self.items, runs=self.runs_G, bits=self.benchmarks_G, **pairs
-        )
+        arrays: dict[str, Any] = {"names": names, "runs": self.runs_G, "bits": self.benchmarks_G, **pairs}
+        np.savez(aside, ngram=self.ngram, items=self.items, **arrays)
         aside.rename(path)
 
-    @staticmethod
-    @lru_cache(maxsize=1)
-    def load(path: Path) -> NgramIndex:
+    @classmethod
+    def load(cls, path: Path) -> NgramIndex:
         """What :meth:`save` wrote; read once in a process."""
-        with np.load(path) as content:
-            names = tuple(content["names"].tolist())
-            return NgramIndex(
-                int(content["ngram"]),
-                names,
-                tuple(content["items"].tolist()),
-                content["runs"],
-                content["bits"],
-                tuple(content[f"pairs{bit}"] for bit in range(len(names))),
-            )
+        return _loaded(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: Path, changed: int) -> NgramIndex:
+    with np.load(path) as content:
+        names = tuple(content["names"].tolist())
+        return NgramIndex(
+            int(content["ngram"]),
+            names,
+            tuple(content["items"].tolist()),
+            content["runs"],
+            content["bits"],
+            tuple(content[f"pairs{bit}"] for bit in range(len(names))),
+        )
 
 
 class Decontaminator:

@@ -32,7 +32,7 @@ def ledger(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def print_ledger(manifest: dict[str, Any], console: Console) -> None:
-    """Print the ledger as a table, with what the tokenizer saw and which lines were left out."""
+    """Print the ledger as a table, with what the tokenizer saw, and what was left out or changed."""
     from rich.table import Table
 
     table = Table(title="Words by white space")
@@ -53,23 +53,76 @@ def print_ledger(manifest: dict[str, Any], console: Console) -> None:
             end_section=row is not None and row["source"] == "total" and row["split"] == "dev",
         )
     console.print(table)
-    tokenizer, asked = manifest["tokenizer"], manifest["settings"].get("vocab_size", 0)
-    fewer = f" ({asked:,} asked for; the text yields no more)" if tokenizer["vocab_size"] < asked else ""
-    made = (
-        f"given ({tokenizer['given']}): what it was trained on is not known here"
-        if tokenizer["given"]
-        else f"trained on the {tokenizer['trained_on_words']:,} training words"
-    )
-    console.print(f"tokenizer: {tokenizer['vocab_size']:,} entries{fewer}, {made}")
+    if manifest["source"] is not None:
+        console.print(f"from {manifest['source']}", highlight=False)
+    _print_tokenizer(manifest, console)
     for key, what in (
         ("blank_lines", "blank lines left out"),
         ("crlf_lines", "carriage returns at line ends dropped"),
         ("byte_order_mark", "byte order marks dropped"),
         ("nul_characters", "NUL characters kept"),
     ):
-        count = sum(source[key] for source in manifest["sources"])
+        count = sum(source[key] for source in manifest.get("inputs", manifest["sources"]))
         if count:
             console.print(f"{what}: {count:,}")
+    if "domains" in manifest:
+        _print_domains(manifest, console)
+    _print_cleaning(manifest["cleaning"], console)
+
+
+def _print_tokenizer(manifest: dict[str, Any], console: Console) -> None:
+    tokenizer = manifest["tokenizer"]
+    if tokenizer["given"] is not None:
+        words = sum(text["words"] for text in tokenizer["texts"] or ())
+        read = f"trained on {words:,} words" if words else "what it was trained on is not known"
+        entries = f"{tokenizer['vocab_size']:,} entries"
+        console.print(f"tokenizer: {entries}, from {tokenizer['given']}: {read}", highlight=False)
+        return
+    asked = manifest["settings"]["vocab_size"]
+    fewer = f" ({asked:,} asked for; the text yields no more)" if tokenizer["vocab_size"] < asked else ""
+    console.print(
+        f"tokenizer: {tokenizer['vocab_size']:,} entries{fewer}, "
+        f"trained on the {tokenizer['trained_on_words']:,} training words"
+    )
+
+
+def _print_domains(manifest: dict[str, Any], console: Console) -> None:
+    """What the sample was taken from."""
+    from rich.table import Table
+
+    table = Table(title="Domains", title_justify="left")
+    table.add_column("domain")
+    for title in ("words in the source", "documents", "equal documents", "budget", "taken", "development"):
+        table.add_column(title, justify="right")
+    for name, row in manifest["domains"].items():
+        keys = ("available_words", "available_documents", "equal_documents", "budget", "train", "dev")
+        table.add_row(name, *(f"{row[key]:,}" for key in keys))
+    console.print(table)
+    for name, documents in manifest["other_domains"].items():
+        console.print(f"left out, of no domain of the track: {documents:,} documents of {name}")
+
+
+def _print_cleaning(counts: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    if "unicode" in counts:
+        changed = counts["unicode"]
+        console.print(f"documents changed to Unicode's form {changed['form']}: {changed['documents']:,}")
+    for kind, what in (("exact_duplicates", "equal documents"), ("near_duplicates", "documents that resemble another")):
+        if kind in counts:
+            console.print(f"{what} left out: {counts[kind]['documents']:,} ({counts[kind]['words']:,} words)")
+    if "decontaminate" not in counts:
+        return
+    found = counts["decontaminate"]
+    table = Table(title=f"Benchmarks that share {found['ngram']} consecutive words with the text", title_justify="left")
+    table.add_column("benchmark")
+    for title in ("items", "long enough", "that overlap", "documents of the text"):
+        table.add_column(title, justify="right")
+    for name, row in found["benchmarks"].items():
+        table.add_row(name, *(f"{row[key]:,}" for key in ("items", "checked", "overlap", "documents")))
+    console.print(table)
+    removed = found["removed"]
+    console.print(f"for overlap left out: {removed['lines']:,} lines, {removed['words']:,} words")
 
 
 def _total(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from hgrnx.data.duplicates import Copies
 from hgrnx.data.encoder import DocumentEncoder
 from hgrnx.data.folders import WORK, building, discard, exclusive, file_sha256, size_and_time, write_json
 from hgrnx.data.origin import Origin, difference, find_origin
+from hgrnx.data.run_ledger import tokenizer_texts
 from hgrnx.data.sampled_text import sampled_text
 from hgrnx.data.shards import write_shard
 from hgrnx.data.sources import Split, TextFile
@@ -131,7 +132,7 @@ def _build(config: DataConfig, origin: Origin, folder: Path, workers: int, progr
         stored = _store(config, files, work / "text", benchmarks, pool, progress)
         copies = None if sample else Copies.wanted(config.cleaning)
         sources = split_documents(stored, work / "text", copies)
-        _set_limits(config, sources)
+        _set_limits(config, origin.place or "the source", sources)
         _make_tokenizer(config, sources, folder, progress)
         shards = _write_shards(sources, folder, pool, progress)
     manifest = _manifest(config, folder, sources, shards, started)
@@ -181,16 +182,16 @@ def _store(
     return stored
 
 
-def _set_limits(config: DataConfig, sources: list[Chosen]) -> None:
+def _set_limits(config: DataConfig, place: str, sources: list[Chosen]) -> None:
     track, total = find_track(config), sum(source.words["train"] for source in sources)
     if total == 0:
         raise UserError(
-            f"{config.source} has too little training text: its first {HELD_OUT_EVERY} documents hold out one for "
+            f"{place} has too little training text: its first {HELD_OUT_EVERY} documents hold out one for "
             "development, and that was all. Add text, or a dev/ folder."
         )
     if track.limited and config.words is None and total > track.words:
         raise UserError(
-            f"The training text in {config.source} has {total:,} words, {total - track.words:,} more than the "
+            f"The training text in {place} has {total:,} words, {total - track.words:,} more than the "
             f"{track.words:,} of the track {track.name}. Take a part of it with words={track.words} "
             "(each file's share in proportion), or remove some."
         )
@@ -312,7 +313,7 @@ def _encoder(folder: Path, digest: str) -> DocumentEncoder:
 def _manifest(
     config: DataConfig, folder: Path, sources: list[Chosen], shards: dict[Split, list[dict[str, Any]]], started: float
 ) -> dict[str, Any]:
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer, digest = load_tokenizer(folder / "tokenizer"), tokenizer_hash(folder / "tokenizer")
     counts: dict[Split, list[Counter[str]]] = {split: [Counter() for _ in sources] for split in SPLITS}
     files: dict[str, Any] = {}
     for split in SPLITS:
@@ -344,11 +345,12 @@ def _manifest(
         "shards": {split: [_counted(Counter(shard["totals"])) for shard in shards[split]] for split in SPLITS},
         "files": dict(sorted(files.items())),
         "tokenizer": {
-            "hash": tokenizer_hash(folder / "tokenizer"),
+            "hash": digest,
             "vocab_size": tokenizer.get_vocab_size(),
             "bos_id": tokenizer.token_to_id(BOS),
             "eos_id": tokenizer.token_to_id(EOS),
             "given": config.tokenizer,
+            "texts": tokenizer_texts(config.tokenizer, digest) if config.tokenizer else None,
             "trained_on_words": splits["train"]["words"] if config.tokenizer is None else None,
         },
         "token_type": token_dtype(tokenizer.get_vocab_size()).name,

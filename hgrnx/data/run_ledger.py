@@ -134,10 +134,33 @@ def dataset_readers(manifest: Mapping[str, Any], name: str, words_read: int) -> 
     """A model trained on the training text of a dataset, and the dataset's tokenizer."""
     texts = dataset_texts(manifest)
     tokenizer = manifest["tokenizer"]
-    return [
-        Reader("model", name, texts, words_read),
-        Reader("tokenizer", tokenizer["hash"][:12], texts, None),
-    ]
+    if tokenizer["given"] is not None:
+        read = None if tokenizer["texts"] is None else _texts(tokenizer["texts"])
+    else:
+        read = texts
+    return [Reader("model", name, texts, words_read), Reader("tokenizer", tokenizer["hash"][:12], read, None)]
+
+
+def tokenizer_texts(place: str, digest: str) -> list[dict[str, Any]] | None:
+    """What the tokenizer at ``place`` (a ``tokenizer.json``, or its folder) was trained on, for a manifest.
+
+    A prepared dataset's manifest says it, or the ledger in the folder of an exported model. None: nobody knows.
+    """
+    folder = Path(place).expanduser()
+    folder = folder if folder.is_dir() else folder.parent
+    try:
+        manifest = json.loads((folder.parent / "manifest.json").read_text(encoding="utf-8"))
+        readers = dataset_readers(manifest, "", 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        readers = read_readers(folder, "")
+    for reader in readers:
+        if (reader.kind, reader.name) == ("tokenizer", digest[:12]) and reader.texts is not None:
+            return [asdict(text) for text in reader.texts]
+    return None
+
+
+def _texts(rows: Iterable[Mapping[str, Any]]) -> tuple[Text, ...]:
+    return tuple(Text(**row) for row in rows)
 
 
 def make_ledger(track: Track, readers: Iterable[Reader]) -> RunLedger:
@@ -182,7 +205,7 @@ def read_readers(folder: Path, name: str) -> list[Reader]:
             Reader(
                 row["kind"],
                 row["name"],
-                None if row["texts"] is None else tuple(Text(**text) for text in row["texts"]),
+                None if row["texts"] is None else _texts(row["texts"]),
                 row["words_read"],
             )
             for row in rows

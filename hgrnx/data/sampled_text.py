@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections import Counter
@@ -114,7 +115,7 @@ def _most_words(config: DataConfig) -> dict[str, int]:
     budgets = domain_words(track, config.words)
     shared = sum(words for name, words in budgets.items() if track.domains[name].size is not None)
     return {
-        name: int((words if track.domains[name].size is None else shared) * spare) + 1
+        name: math.ceil((words if track.domains[name].size is None else shared) * spare) + 1
         for name, words in budgets.items()
     }
 
@@ -181,13 +182,19 @@ def _write(
             "available_words": sample.available_words,
             "budget": budget,
             "equal_documents": sample.duplicates,
-            **taken,
+            "train": taken["train"],
+            "dev": taken["dev"],
         }
         sample.close()
     if short:
         raise UserError(
             f"The source has too little text for the track {track.name}:\n  - " + "\n  - ".join(short) + "\n"
             "Add text, ask for fewer words, or make a track of your own with other shares."
+        )
+    if not any(split == "dev" for _, split in files):
+        raise UserError(
+            f"The source has no text left for development after the {sum(budgets.values()):,} training words of the "
+            f"track {track.name}. Add text, or ask for fewer words."
         )
     facts = {
         "domains": domains,
@@ -201,7 +208,7 @@ def _write(
 def _write_domain(sample: DomainSample, budget: int, near: Copies, paths: dict[Split, Path]) -> dict[Split, int]:
     """Write training text until the budget is met, then development text; the words of both."""
     taken: dict[Split, int] = {"train": 0, "dev": 0}
-    most: dict[Split, int] = {"train": budget, "dev": int(budget * DEV_SHARE)}
+    most: dict[Split, int] = {"train": budget, "dev": math.ceil(budget * DEV_SHARE)}
     with ExitStack() as stack:
         streams = {split: stack.enter_context(path.open("w", encoding="utf-8")) for split, path in paths.items()}
         for document, words in _different(sample, near):

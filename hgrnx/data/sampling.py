@@ -25,8 +25,9 @@ def document_hash(document: str, seed: int) -> int:
 
 
 class DomainSample:
-    """The documents of smallest hash that have ``budget`` words together: the last one completes it, or none does.
+    """The documents of smallest hash that have ``budget`` words together, and the one after them.
 
+    The last of them completes the budget and may have to be cut; the one after is there to begin other text with.
     What is kept is that set for all documents added so far, which is why order does not matter. About 0.4 KB of
     memory a kept document; ``path`` grows to about twice the kept text.
     """
@@ -79,7 +80,7 @@ class DomainSample:
         if key in self._copies:
             self._copies[key] += copies
             return
-        if self._words >= self.budget and (not self._heap or -key < self._heap[0][0]):
+        if self._heap and -key < self._heap[0][0] and self._words - self._heap[0][1] >= self.budget:
             return
         stream = self._stream()
         stream.seek(self._end)
@@ -89,13 +90,17 @@ class DomainSample:
         self._end += len(text)
         self._live_bytes += len(text)
         self._words += words
-        while self._heap and self._words - self._heap[0][1] >= self.budget:
+        while len(self._heap) > 1 and self._words - self._heap[0][1] - self._next()[1] >= self.budget:
             dropped, fewer, _, size = heapq.heappop(self._heap)
             del self._copies[-dropped]
             self._words -= fewer
             self._live_bytes -= size
         if self._end - self._live_bytes > max(self._live_bytes, _COMPACT_ABOVE):
             self._compact()
+
+    def _next(self) -> tuple[int, int, int, int]:
+        """The kept document before the last one: the heap's top but one."""
+        return min(self._heap[1:3])
 
     def _stream(self) -> BinaryIO:
         if self._file is None:

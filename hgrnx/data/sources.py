@@ -129,6 +129,7 @@ def find_domain_files(track: Track, source: str | None) -> list[DomainFile]:
     for key, place in track.sources.items():
         domains = [name for name, domain in track.domains.items() if (domain.source or name) == key]
         only = domains[0] if len(domains) == 1 else None
+        found: list[tuple[Path | HubFile, str, int]]
         if place.hub is not None:
             found = [(path, path.name, path.size) for path in hub_files(place.hub, track.name)]
         elif Path(str(place.path)).is_file():
@@ -175,7 +176,7 @@ def read_labelled(
     found, position = False, 0
     try:
         with file.path.open("rb") as stream:
-            for label, document in _read(cast(BinaryIO, stream), str(file.path), file.kind, block_lines, counts):
+            for label, document in _read(stream, str(file.path), file.kind, block_lines, counts):
                 found = True
                 counts.nul_characters += document.count("\0")
                 yield label, document

@@ -107,7 +107,8 @@ class Track(Section):
                 hint = f"; did you mean {near[0]}?" if near else ""
                 problems.append(f"domains.{name}: there is no source '{domain.source or name}'{hint}")
         used = {domain.source or name for name, domain in self.domains.items()}
-        problems += [f"sources.{name}: no domain takes from it" for name in self.sources if name not in used]
+        if not problems:
+            problems += [f"sources.{name}: no domain takes from it" for name in self.sources if name not in used]
         sized = any(domain.size is not None for domain in self.domains.values())
         if sized and self.others is None:
             problems.append("others: needed, because domains have a size to share it by")

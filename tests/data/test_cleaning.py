@@ -61,6 +61,17 @@ def test_near_duplicates() -> None:
     assert counts == {"near_duplicates": {"documents": 2, "words": len(words) + 1}}
 
 
+def test_what_only_seems_alike_is_kept() -> None:
+    """Pairs that the hash tables often bring together (40 % of them), but whose similarity is about 0.65 < 0.8."""
+    pytest.importorskip("rensa")
+    words = [f"w{n}" for n in range(200 * 20)]
+    first = [words[n * 200 : (n + 1) * 200] for n in range(20)]
+    second = [[*text[:158], *(f"x{n}-{k}" for k in range(42))] for n, text in enumerate(first)]
+    documents = [" ".join(text) + "\n" for text in first + second]
+    kept, _ = cleaned(documents, CleaningConfig(near_duplicates=NearDuplicatesConfig()))
+    assert kept == documents
+
+
 def test_near_duplicates_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "rensa", None)
     with pytest.raises(UserError, match="pip install rensa"):

@@ -15,6 +15,7 @@ import pytest
 
 from hgrnx.config import DataConfig
 from hgrnx.data.hub import download, hub_files
+from hgrnx.data.prepare import prepare
 from hgrnx.data.sources import LineCounts, find_domain_files, find_text_files, read_labelled
 from hgrnx.data.tracks import find_track, load_track
 from hgrnx.errors import UserError
@@ -22,14 +23,16 @@ from hgrnx.errors import UserError
 pytest.importorskip("huggingface_hub")
 COMMIT = "c92ab16b4f08858304b0815706065b3354d8fc0a"
 NAMES = ("bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard")
-RECORD = {"text": "A page.\n\nMore.", "meta": {"pile_set_name": "Pile-CC"}}
+RECORDS = [{"text": f"Page {n}.\n\nMore.", "meta": {"pile_set_name": "Pile-CC"}} for n in range(40)]
 FILES: dict[str, dict[str, bytes]] = {
     "BabyLM-community/BabyLM-2026-Strict-Small": {
         **{f"{name}.train.txt": f"One line of {name}.\nAnother.\n".encode() for name in NAMES},
         "README.md": b"# The dataset",
     },
     "monology/pile-uncopyrighted": {
-        "train/00.jsonl.zst": pyarrow.compress(json.dumps(RECORD).encode() * 1, codec="zstd", asbytes=True),
+        "train/00.jsonl.zst": pyarrow.compress(
+            "\n".join(map(json.dumps, RECORDS)).encode(), codec="zstd", asbytes=True
+        ),
         "train/01.jsonl.zst": b"not asked for",
     },
     "segyges/OpenWebText2": {"openwebtext2.jsonl.zst.tar": b""},
@@ -131,7 +134,7 @@ def test_the_pile_is_streamed() -> None:
         ("openwebtext2/openwebtext2.jsonl.zst.tar", "tar", "OpenWebText2"),
     ]
     assert str(files[0].path) == "hub:monology/pile-uncopyrighted@c92ab16b/train/00.jsonl.zst"
-    assert list(read_labelled(files[0], 8, LineCounts())) == [("Pile-CC", "A page.\nMore.\n")]
+    assert list(read_labelled(files[0], 8, LineCounts())) == [("Pile-CC", f"Page {n}.\nMore.\n") for n in range(40)]
 
 
 @pytest.mark.usefixtures("hub")
@@ -154,3 +157,27 @@ def test_no_internet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for get, source, track in ((download, strict.hub, "strict"), (hub_files, pile.sources["pile"].hub, "pile-10m")):
         with pytest.raises(UserError, match=rf"cannot be reached .*hgrnx prepare --track {track} --source DIR"):
             get(source, track)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_track_is_prepared_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig(track="strict-small", vocab_size=300, block_lines=1)
+    dataset = prepare(config, tmp_path / "data")
+    assert dataset.manifest["source"] == f"hub:BabyLM-community/BabyLM-2026-Strict-Small@{COMMIT}"
+    text = {row["name"]: row["available_words"] for row in dataset.manifest["sources"]}
+    assert text["childes.train.txt"] == {"train": 5, "dev": 0} and len(text) == 6
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # not needed a second time
+    for source in (None, "hub"):
+        assert prepare(config.model_copy(update={"source": source}), tmp_path / "data").hash == dataset.hash
+
+
+@pytest.mark.usefixtures("hub")
+def test_domains_are_sampled_from_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "words: 70\nsources: {p: {hub: {dataset: monology/pile-uncopyrighted, files: [train/00.*]}}}\n"
+        "domains: {Pile-CC: {share: 1.0, source: p}}\n"
+    )
+    dataset = prepare(DataConfig(track=str(tmp_path / "mine.yaml"), vocab_size=300), tmp_path / "data")
+    (row,) = dataset.manifest["inputs"]
+    assert row["from"] == "hub:monology/pile-uncopyrighted@c92ab16b/train/00.jsonl.zst"
+    assert dataset.manifest["domains"]["Pile-CC"]["train"] == dataset.split("train").words == 70

@@ -209,3 +209,13 @@ def test_cleaning_is_done_before_the_budget_is_counted(tmp_path: Path) -> None:
     assert len(starts) == len(set(starts))
     assert text["cleaning"]["near_duplicates"]["documents"] > 0
     assert text["cleaning"]["unicode"] == {"form": "NFC", "documents": 0}
+
+
+def test_development_text_is_no_part_of_the_budget(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jsonl").write_bytes(jsonl([{"text": f"d{n} x"} for n in range(100)]))
+    text = "sources: {a: {path: a}}\ndomains: {a: {share: 1.0}}\n"
+    noted = sample(None, tmp_path / "one", track=own_track(tmp_path, f"words: 198\n{text}"), words=None)
+    assert (noted["domains"]["a"]["train"], noted["domains"]["a"]["dev"]) == (198, 2)
+    with pytest.raises(UserError, match="no text left for development after the 200 training words of the track mine"):
+        sample(None, tmp_path / "two", track=own_track(tmp_path, f"words: 200\n{text}"), words=None)

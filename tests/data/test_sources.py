@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from hgrnx.config import DataConfig
-from hgrnx.data.sources import LineCounts, find_text_files, read_documents
-from hgrnx.data.tracks import find_track
+from hgrnx.data.sources import LineCounts, find_domain_files, find_text_files, read_documents, read_labelled
+from hgrnx.data.tracks import find_track, load_track
 from hgrnx.errors import UserError
 
 Write = Callable[..., Path]
@@ -156,3 +160,92 @@ def test_wrong_parquet(tmp_path: Path) -> None:
         parquet.write_table(pyarrow.table(columns), path)
         with pytest.raises(UserError, match=message):
             read(tmp_path)
+
+
+def zst(data: bytes) -> bytes:
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def test_zst_of_several_frames(write: Write) -> None:
+    """Several frames one after the other are one file, as ``zstd`` and ``cat`` make them; long lines too."""
+    long = "x y " * 500_000
+    content = b"".join(zst(json.dumps({"text": text}).encode() + b"\n") for text in ("one", long, "three"))
+    documents, counts = read(write({"a.jsonl.zst": content}))
+    assert documents == ["one\n", long + "\n", "three\n"] and counts.lines == 3
+
+
+@pytest.mark.parametrize("name", ["a.txt.zst", "b.tar"])
+def test_damaged_archives_are_refused(write: Write, name: str) -> None:
+    packed = zst(b"".join(b"line %d\n" % n for n in range(20_000)))
+    whole = packed if name.endswith(".zst") else tar({"x.txt.zst": packed})
+    for content in (whole[: len(whole) // 2], whole[: len(packed) - 9], b"something else" * 99):
+        with pytest.raises(UserError, match=rf"{name} is damaged or cut short"):
+            read(write({name: content}))
+
+
+def test_a_tar_is_read_member_by_member(write: Write) -> None:
+    table = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "in parquet"}]), table)
+    members = {
+        "README.md": b"not text of the corpus",
+        "x/1.jsonl.zst": zst(b'\xef\xbb\xbf{"text": "one"}\n'),
+        "2.txt": b"two\r\n" * 3,
+        "3.parquet": table.getvalue(),
+    }
+    documents, counts = read(write({"a.tar": tar(members)}), 2)
+    assert documents == ["one\n", "two\ntwo\n", "two\n", "in parquet\n"]
+    assert (counts.byte_order_mark, counts.crlf_lines) == (1, 3)
+    packed, _ = read(write({"b.tar.gz": gzip.compress(tar(members))}, "gz"), 2)
+    assert packed == documents
+    with pytest.raises(UserError, match=r"a\.tar:1\.jsonl, line 2: not valid JSON"):
+        read(write({"a.tar": tar({"1.jsonl": b'{"text": "x"}\n{\n'})}, "wrong"))
+    with pytest.raises(UserError, match=r"a\.tar has no text in it"):
+        read(write({"a.tar": tar({"README.md": b"x"})}, "none"))
+
+
+def test_labels(write: Write) -> None:
+    records = [
+        {"text": "a", "meta": {"pile_set_name": "ArXiv"}},
+        {"text": "b", "meta": {}},
+        {"text": "c", "meta": {"pile_set_name": 3}},
+        {"text": "d"},
+        {"text": "e", "meta": "x"},
+    ]
+    (file,) = find_text_files(str(write({"a.jsonl": "\n".join(map(json.dumps, records))})), STRICT_SMALL)
+    assert list(read_labelled(file, 8, LineCounts())) == [
+        ("ArXiv", "a\n"),
+        *((None, f"{letter}\n") for letter in "bcde"),
+    ]
+
+
+def test_ticks_add_up_to_the_file(write: Write) -> None:
+    content = gzip.compress("".join(f'{{"text": "line {n}"}}\n' for n in range(3_000)).encode())
+    (file,) = find_text_files(str(write({"a.jsonl.gz": content})), STRICT_SMALL)
+    ticks: list[int] = []
+    assert len(list(read_labelled(file, 8, LineCounts(), ticks.append))) == 3_000
+    assert sum(ticks) == len(content) and min(ticks) >= 0
+
+
+def test_sources_of_a_track(write: Write) -> None:
+    folder = write({"wiki/a.txt": "x\n", "wiki/a.dev": "y\n", "b.jsonl": "{}", "notes.md": "x"})
+    text = "words: 10\nsources: {wiki: {path: wiki}, b: {path: b.jsonl}}\n"
+    text += "domains: {wiki: {share: 0.5}, b: {share: 0.5}}\n"
+    (folder / "t.yaml").write_text(text)
+    files = find_domain_files(load_track(str(folder / "t.yaml")), None)
+    assert [(f.name, f.kind, f.domain, f.size) for f in files] == [
+        ("wiki/a.txt", "lines", "wiki", 2),
+        ("b/b.jsonl", "jsonl", "b", 2),
+    ]
+    (folder / "t.yaml").write_text(text.replace("b.jsonl", "notes.md"))
+    with pytest.raises(UserError, match=r"sources\.b of the track t has no text files"):
+        find_domain_files(load_track(str(folder / "t.yaml")), None)
