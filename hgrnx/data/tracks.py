@@ -153,7 +153,10 @@ def load_track(name_or_path: str) -> Track:
         except OSError as error:
             raise UserError(f"Cannot read the track {path}: {error.strerror}.") from None
         values = {"name": path.stem, **parse_yaml(text, str(path), "track")}
-        return _with_absolute_paths(validated(Track, values, f"track {path}"), path.resolve().parent)
+        track = validated(Track, values, f"track {path}")
+        if track.name in shipped_tracks():
+            raise UserError(f"The track {path} is called {track.name} like one that comes with hgrnx. Add name: OTHER.")
+        return _with_absolute_paths(track, path.resolve().parent)
     names = shipped_tracks()
     if name_or_path not in names:
         near = difflib.get_close_matches(name_or_path, names, n=1)

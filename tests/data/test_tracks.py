@@ -170,6 +170,11 @@ def test_a_track_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("words: [")
     with pytest.raises(UserError, match=r"x\.yaml, line 1: not valid YAML"):
         load_track(str(tmp_path / "x.yaml"))
+    (tmp_path / "strict.yaml").write_text("words: 3")
+    with pytest.raises(UserError, match="is called strict like one that comes with hgrnx"):
+        load_track(str(tmp_path / "strict.yaml"))
+    (tmp_path / "strict.yaml").write_text("words: 3\nname: my-strict")
+    assert load_track(str(tmp_path / "strict.yaml")).name == "my-strict"
     (tmp_path / "x.yaml").write_text("")
     with pytest.raises(UserError, match=r"x\.yaml is empty: a track is"):
         load_track(str(tmp_path / "x.yaml"))
