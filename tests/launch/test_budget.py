@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from hgrnx.cli import export_run
 from hgrnx.config import AnyRecipe, load_recipe
 from hgrnx.console import make_console
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.errors import UserError
+from hgrnx.export import export_run
 from hgrnx.launch import jobs
 from hgrnx.launch.jobs import JobResult, run_job
 from hgrnx.paths import Places, resolve_places
@@ -142,7 +142,7 @@ def test_too_many_passes_are_refused(folder: Path, places: Places) -> None:
 
 
 def test_an_exported_teacher_brings_its_ledger(folder: Path, job: JobResult, places: Places, tmp_path: Path) -> None:
-    export_run(job.stages["teacher"].name, tmp_path / "teacher", places.home)
+    export_run(job.stages["teacher"].name, tmp_path / "teacher", places, milestones=False)
     rest = f"model: {MODEL}\ndistill: {{teachers: ['{tmp_path / 'teacher'}']}}\n"
     student = recipe(folder, "exported", "one", rest=rest)
     result = run_job(student, places)
