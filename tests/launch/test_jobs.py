@@ -58,7 +58,14 @@ def train_workers() -> list[psutil.Process]:
 def test_stages_leave_complete_run_folders(job: JobResult) -> None:
     assert list(job.stages) == ["teacher", "student", "twin"]
     for run_dir in job.stages.values():
-        for name in ("recipe.yaml", "environment.json", "ledger.json", "metrics.jsonl", "eval/final.json", "result.json"):
+        for name in (
+            "recipe.yaml",
+            "environment.json",
+            "ledger.json",
+            "metrics.jsonl",
+            "eval/final.json",
+            "result.json",
+        ):
             assert (run_dir / name).is_file(), name
         assert [step for step, _ in losses(run_dir)] == list(range(1, 25))
         assert not (run_dir / "ray").exists()
