@@ -57,13 +57,15 @@ def find_origin(config: DataConfig, data_root: Path) -> Origin:
 
 
 def difference(config: DataConfig, manifest: Mapping[str, Any]) -> str | None:
-    """How the text in ``config.source`` differs from what a manifest was made of; None where it does not.
+    """How the text of ``config`` differs from what a manifest was made of; None where it does not.
 
-    Hashes are computed only where the time of change differs. The hub is not asked again.
+    The text is that in ``config.source``, or in the local places that a sampled track names. Hashes are computed
+    only where the time of change differs. The hub is not asked again.
     """
-    if config.source is None or config.source == HUB:
-        return None
     track = find_track(config)
+    local = track.sampled and manifest["source"] is None and not any(place.hub for place in track.sources.values())
+    if config.source == HUB or (config.source is None and not local):
+        return None
     if track.sampled:
         sizes = {file.name: file.size for file in find_domain_files(track, config.source)}
         known = {row["name"]: row["bytes"] for row in manifest["inputs"]}

@@ -81,6 +81,20 @@ def test_a_changed_pile_is_noticed(pile: Path, tmp_path: Path) -> None:
         prepare(pile_config(source), tmp_path / "data")
 
 
+def test_changed_text_of_a_track_of_ones_own_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(lines(60))
+    text = "words: 50\nsources: {a: {path: a.txt}}\ndomains: {a: {share: 1.0}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    config = DataConfig(track=str(tmp_path / "mine.yaml"), vocab_size=300)
+    first = prepare(config, tmp_path / "data")
+    assert first.split("train").words == 50
+    assert prepare(config, tmp_path / "data").hash == first.hash
+    (tmp_path / "a.txt").write_text(lines(61))
+    with pytest.raises(UserError, match=r"other text: a/a\.txt has changed"):
+        prepare(config, tmp_path / "data")
+    assert prepare(config, tmp_path / "data", fresh=True).split("train").words == 50
+
+
 DIE = """
 import os, signal, sys
 from pathlib import Path
