@@ -71,6 +71,7 @@ def difference(config: DataConfig, manifest: Mapping[str, Any]) -> str | None:
         known = {row["name"]: row["bytes"] for row in manifest["inputs"]}
         changed = [name for name in sorted(sizes.keys() & known.keys()) if sizes[name] != known[name]]
         return _other_names(sizes, known) or (f"{changed[0]} has changed" if changed else None)
+    assert config.source is not None  # only a sampled track has local places of its own
     files = {file.name: file for file in find_text_files(config.source, track)}
     recorded = {source["name"]: source for source in manifest["sources"]}
     other = _other_names(files, recorded)
