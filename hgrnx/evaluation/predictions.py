@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hgrnx.data.benchmark_names import SUBTASKS
 from hgrnx.data.benchmarks import (
     EWOK_PASSWORD,
     find_benchmarks,
@@ -128,7 +129,7 @@ def score_predictions(predictions: Predictions, folder: Path) -> ChallengeScore:
                 scored.append(_score_subtask(task, name, ordered, rows[name]))
             except _Misfit as misfit:
                 problems.append(f"{task}/{name}: {misfit}")
-        missing = [name for name in rows if name not in predictions[task]]
+        missing = [name for name in SUBTASKS[ours] if name not in predictions[task]]
         scored.sort(key=lambda row: row.name)
         tasks.append(_task_score(task, scored, missing))
     if problems:
