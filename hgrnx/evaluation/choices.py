@@ -36,19 +36,18 @@ class Choices:
     scores_VNK: np.ndarray
     """Log-probabilities in nats (or means of them over tokens), float64."""
 
-    @property
-    def chosen_VN(self) -> np.ndarray:
-        """Index of the preferred option; the first one on a tie."""
+    def chosen(self) -> np.ndarray:
+        """Index of the preferred option, [V, N]; the first one on a tie."""
         return self.scores_VNK.argmax(-1)
 
-    def official_N(self) -> np.ndarray:
-        """Share of the ways of asking in which the item is right by the pipelines' rule: a tie goes to the first."""
-        return np.asarray((self.chosen_VN == self.right_N).mean(0))
+    def official(self) -> np.ndarray:
+        """Share of the ways of asking in which an item is right by the pipelines' rule (a tie: the first), [N]."""
+        return np.asarray((self.chosen() == self.right_N).mean(0))
 
-    def credit_N(self) -> np.ndarray:
-        """The same with an item shared out among the options of a tie."""
+    def credit(self) -> np.ndarray:
+        """The same with an item shared out among the options of a tie, [N]."""
         best_VNK = self.scores_VNK == self.scores_VNK.max(-1, keepdims=True)
-        right_VN = np.take_along_axis(best_VNK, np.broadcast_to(self.right_N, self.chosen_VN.shape)[..., None], -1)
+        right_VN = np.take_along_axis(best_VNK, np.broadcast_to(self.right_N, self.chosen().shape)[..., None], -1)
         return np.asarray((right_VN[..., 0] / best_VNK.sum(-1)).mean(0))
 
     @property
@@ -75,7 +74,7 @@ class Accuracy:
 
 def accuracy(name: str, group: str, choices: Choices) -> Accuracy:
     """Accuracy of one subtask."""
-    official_N = choices.official_N()
+    official_N = choices.official()
     return Accuracy(
         name=name,
         group=group,
@@ -83,7 +82,7 @@ def accuracy(name: str, group: str, choices: Choices) -> Accuracy:
         accuracy=float(official_N.mean()),
         stderr=math.sqrt(float(official_N.var()) / len(official_N)),
         ties=choices.ties,
-        accuracy_ties_half=float(choices.credit_N().mean()),
+        accuracy_ties_half=float(choices.credit().mean()),
     )
 
 

@@ -28,7 +28,7 @@ from hgrnx.data.benchmarks import (
     read_glue,
     read_minimal_pairs,
 )
-from hgrnx.errors import UserError
+from hgrnx.errors import UserError, joined
 from hgrnx.evaluation.metrics import GLUE_METRICS, MetricName, count_table, score_table
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def score_predictions(predictions: Predictions, folder: Path) -> ChallengeScore:
         scored.sort(key=lambda row: row.name)
         tasks.append(_task_score(task, scored, missing))
     if problems:
-        raise UserError(_all_problems(problems))
+        raise UserError(joined(problems))
     absent = [task for task in CHALLENGE_TASKS if task not in predictions]
     scores = [task.score for task in tasks]
     whole = [score for score in scores if score is not None]
@@ -282,13 +282,6 @@ def _task_score(name: str, scored: list[SubtaskScore], missing: list[str]) -> Ta
     mean = math.fsum(row.score for row in scored) / len(scored)
     stderr = math.sqrt(math.fsum(row.stderr**2 for row in scored)) / len(scored)
     return TaskScore(name, mean, stderr, scored, missing)
-
-
-def _all_problems(problems: Sequence[str]) -> str:
-    if len(problems) == 1:
-        return problems[0]
-    more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-    return "\n  ".join([f"{len(problems)} problems:", *problems[:20], *more])
 
 
 def _percent(share: float | None) -> str:

@@ -35,7 +35,8 @@ class Task(Protocol):
 class TaskScore:
     """A task's score and tables of accuracies."""
 
-    overall: Accuracy
+    overall: Accuracy | None
+    """None where some of GLUE's tasks were left out."""
     subtasks: list[Accuracy]
     groups: list[Accuracy]
     """Phenomena of BLiMP, domains of BEAR; one a subtask elsewhere."""
