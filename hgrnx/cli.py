@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -115,6 +116,25 @@ def evaluate(
     from hgrnx.paths import resolve_places
 
     evaluate_run(run, resolve_places(home), data, make_console())
+
+
+@app.command()
+def score(
+    predictions: Annotated[
+        list[Path], typer.Argument(help="Predictions in the BabyLM challenge's JSON, gzipped or not.")
+    ],
+    data: Annotated[Path, typer.Option(help="The challenge's evaluation data: blimp_filtered, ewok, ...")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score anyone's BabyLM predictions by the challenge's rules."""
+    from hgrnx.console import make_console
+    from hgrnx.evaluation.predictions import print_scores, read_predictions, score_predictions
+
+    scores = score_predictions(read_predictions(predictions), data)
+    if as_json:
+        print(json.dumps(scores.as_dict(), indent=1))
+    else:
+        print_scores(scores, make_console())
 
 
 @app.command()

@@ -31,7 +31,7 @@ ALLOWED = {
     "runs": BASE | {"models", "data", "training"},
     "export": BASE | {"models", "data", "training", "report", "runs"},
     "launch": BASE | {"models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
-    "cli": BASE | {"models", "data", "tracking", "report", "runs", "export", "launch", "bench", "doctor"},
+    "cli": BASE | {"models", "data", "evaluation", "tracking", "report", "runs", "export", "launch", "bench", "doctor"},
 }
 # Third-party packages with one owner.
 OWNERS = {

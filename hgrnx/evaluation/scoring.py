@@ -1,4 +1,4 @@
-"""Summed log-probabilities of token sequences and of strings.
+"""Summed log-probabilities of token sequences.
 
 Sequences of like length share a batch, padded on the right, so padding is never seen. The output head runs over a
 few hundred positions at a time and only where a token is to be scored: no [B, T, V] tensor exists.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,49 +27,29 @@ _BATCH_TOKENS = defaultdict(lambda: 16_384, cpu=2048)
 _HEAD_POSITIONS = defaultdict(lambda: 4096, cpu=128)
 
 
-def score_strings(
-    model: LanguageModel,
-    tokenizer: Any,
-    bos_id: int,
-    strings: Sequence[str],
-    *,
-    prefix: str = " ",
-    batch_tokens: int | None = None,
-    precision: Precision = "fp32",
-    on_progress: Progress | None = None,
-) -> np.ndarray:
-    """Log-probability (nats, float64) of each of ``strings``, with ``prefix`` before it, after BOS.
-
-    Args:
-        model: any language model, on any device; put into evaluation mode by the caller.
-        tokenizer: a ``tokenizers.Tokenizer``.
-        bos_id: id of the token before every string; not scored itself.
-        strings: what to score; equal strings are scored once.
-        prefix: put before each string; the BabyLM pipeline scores " " + sentence.
-        batch_tokens: bounds memory, not the result; what suits the device when None.
-        precision: of the hidden states; logits and log-probabilities are float32 and their sums float64 always.
-        on_progress: called with strings done and strings in all.
-    """
-    places: dict[str, int] = {}
-    inverse = np.array([places.setdefault(string, len(places)) for string in strings], dtype=np.int64)
-    encoded = tokenizer.encode_batch_fast([prefix + string for string in places], add_special_tokens=False)
-    rows = [np.array([bos_id, *encoding.ids], dtype=np.int64) for encoding in encoded]
-    scores = score_tokens(model, rows, batch_tokens=batch_tokens, precision=precision, on_progress=on_progress)
-    return scores[inverse]
-
-
 def score_tokens(
     model: LanguageModel,
     rows: Sequence[np.ndarray],
+    starts: np.ndarray | None = None,
     *,
     batch_tokens: int | None = None,
     precision: Precision = "fp32",
     on_progress: Progress | None = None,
 ) -> np.ndarray:
-    """Log-probability (nats, float64) of all tokens of each row but its first, given those before it.
+    """Log-probability (nats, float64) of the tokens of each row from its start on, given all those before them.
 
-    Rows of one token score 0. Neither their order nor ``batch_tokens`` changes a score beyond rounding.
+    Args:
+        model: any language model, on any device; put into evaluation mode by the caller.
+        rows: token ids, int64.
+        starts: place of the first token to score in each row, at least 1; 1 when None. A row that ends before its
+            start scores 0.
+        batch_tokens: bounds memory; what suits the device when None. Neither this nor the order of the rows changes a
+            score beyond rounding.
+        precision: of the hidden states; logits and log-probabilities are float32 and their sums float64 always.
+        on_progress: called with rows done and rows in all.
     """
+    if starts is None:
+        starts = np.ones(len(rows), dtype=np.int64)
     scores = np.zeros(len(rows), dtype=np.float64)
     device = model.head_weight.device
     done = 0
@@ -83,6 +63,7 @@ def score_tokens(
                 model,
                 torch.from_numpy(tokens_BT).to(device),
                 torch.from_numpy(lengths_B).to(device),
+                torch.from_numpy(starts[batch]).to(device),
                 precision,
             )
         done += len(batch)
@@ -104,9 +85,12 @@ def length_buckets(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.nda
 
 
 @torch.inference_mode()
-def _score_batch(model: LanguageModel, tokens_BT: Tensor, lengths_B: Tensor, precision: Precision) -> np.ndarray:
+def _score_batch(
+    model: LanguageModel, tokens_BT: Tensor, lengths_B: Tensor, starts_B: Tensor, precision: Precision
+) -> np.ndarray:
     device = tokens_BT.device
-    valid_BT = torch.arange(1, tokens_BT.shape[1], device=device) < lengths_B[:, None]
+    places_T = torch.arange(1, tokens_BT.shape[1], device=device)
+    valid_BT = (places_T >= starts_B[:, None]) & (places_T < lengths_B[:, None])
     scores_BT = torch.zeros(valid_BT.shape, dtype=torch.float64, device=device)
     with _exact_products():
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):

@@ -15,7 +15,8 @@ from hgrnx.config import EvaluationConfig
 from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.evaluation.minimal_pairs import Pair, PairScores, Summary, score_pairs, summarise
 from hgrnx.evaluation.perplexity import Counts, bits_per_byte, spaced_sample
-from hgrnx.evaluation.scoring import Precision, Progress, score_strings
+from hgrnx.evaluation.scorer import Scorer
+from hgrnx.evaluation.scoring import Precision, Progress
 from hgrnx.models import LanguageModel
 
 
@@ -81,14 +82,8 @@ def evaluate(
         if folder is None:
             return EvaluationResult(metrics)
         files = _sample(read_minimal_pairs(folder), None if final else evaluation.pairs_per_file)
-        tokenizer = dataset.tokenizer()
-
-        def scorer(strings: Sequence[str]) -> Any:
-            return score_strings(
-                model, tokenizer, dataset.bos_id, strings, precision=precision, on_progress=on_progress
-            )
-
-        scores = score_pairs(files, scorer, rank=rank, world_size=world_size, gather=gather)
+        scorer = Scorer(model, dataset.tokenizer(), dataset.bos_id, precision, on_progress=on_progress)
+        scores = score_pairs(files, scorer.strings, rank=rank, world_size=world_size, gather=gather)
     finally:
         model.train(training)
     summary = summarise(scores, {name: pairs[0].phenomenon for name, pairs in files.items()})

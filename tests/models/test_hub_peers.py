@@ -15,7 +15,7 @@ from architectures import CONFIGS, lively
 
 from hgrnx.data.benchmarks import MinimalPair
 from hgrnx.data.tokenizer import BOS_ID, load_tokenizer, save_tokenizer, train_tokenizer
-from hgrnx.evaluation.scoring import score_strings
+from hgrnx.evaluation.scorer import Scorer
 from hgrnx.models import LanguageModel
 from hgrnx.models.folders import save_folder
 from hgrnx.models.generation import generate
@@ -54,7 +54,7 @@ class Exported:
         save_folder(self.model, self.folder, folder / "tokenizer")
 
     def scores(self, strings: list[str], prefix: str = " ") -> np.ndarray:
-        return score_strings(self.model, self.tokenizer, BOS_ID, strings, prefix=prefix)
+        return Scorer(self.model, self.tokenizer, BOS_ID).strings(strings, prefix=prefix)
 
 
 @pytest.fixture(params=CONFIGS)
