@@ -163,24 +163,42 @@ def read_bear(folder: Path) -> list[BearRelation]:
 
 
 def read_glue(folder: Path, split: str) -> dict[str, list[GlueRow]]:
-    """The rows of a split (``train`` or ``valid``) by task, from files called ``TASK.SPLIT[.NOTE].jsonl``.
+    """The rows of a split (``train`` or ``valid``) by task, of all :func:`glue_files`.
 
     Raises:
-        UserError: no such files, a task that is not known, or a line that is not a row; the message names the line.
+        UserError: see there and :func:`read_glue_file`.
     """
-    tasks: dict[str, list[GlueRow]] = {}
+    return {task: read_glue_file(path, task) for task, path in glue_files(folder, split).items()}
+
+
+def read_glue_file(path: Path, task: str) -> list[GlueRow]:
+    """The rows of one file of a task.
+
+    Raises:
+        UserError: it cannot be read, or a line is not a row of the task; the message names the line.
+    """
+    return [_glue_row(item, at, task) for at, item in _rows(_read(path), str(path), "rows")]
+
+
+def glue_files(folder: Path, split: str) -> dict[str, Path]:
+    """The files ``TASK.SPLIT[.NOTE].jsonl`` of a split by task.
+
+    Raises:
+        UserError: there are none, a task is not known, or it has two files.
+    """
+    files: dict[str, Path] = {}
     for path in _jsonl_files(folder, "GLUE"):
         task, _, rest = path.name.partition(".")
         if rest.split(".")[0] != split:
             continue
         if task not in GLUE_FIELDS:
             raise UserError(f"{path}: there is no task '{task}'; the tasks are {', '.join(GLUE_FIELDS)}.")
-        if task in tasks:
+        if task in files:
             raise UserError(f"{folder} has two files of {task}.{split}: remove one.")
-        tasks[task] = [_glue_row(item, at, task) for at, item in _rows(_read(path), str(path), "rows")]
-    if not tasks:
+        files[task] = path
+    if not files:
         raise UserError(f"There are no files TASK.{split}.jsonl in {folder}.")
-    return tasks
+    return files
 
 
 def find_benchmarks(folder: Path) -> dict[str, Path]:
