@@ -6,7 +6,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +124,15 @@ def read_minimal_pairs(folder: Path) -> dict[str, list[MinimalPair]]:
 def read_ewok(place: Path, password: str = EWOK_PASSWORD) -> dict[str, list[EwokItem]]:
     """EWoK's items by file name without suffix: of its zip, or of a folder with the zip or with ``*.jsonl`` files.
 
-    The zip is read in memory. EWoK must never lie anywhere as plain text.
+    The zip is read in memory. EWoK must never lie anywhere as plain text. A folder of ``*.parquet`` files is the
+    hub's form, by domain: each item stands there once and is given as the pipeline has it, as it is and turned round.
 
     Raises:
         UserError: there is no EWoK, the password is wrong, or a line is not an item; the message names the line.
     """
+    tables = sorted(place.rglob("*.parquet")) if place.is_dir() else []
+    if tables:
+        return _ewok_parquet(tables)
     if place.is_dir() and not list(place.glob("*.jsonl")):
         zips = sorted(place.glob("*.zip"))
         if not zips:
@@ -355,6 +359,23 @@ def _ewok_item(item: dict[str, Any], where: str) -> EwokItem:
         contexts=(text["Context1"], text["Context2"]),
         targets=(text["Target1"], text["Target2"]),
     )
+
+
+def _ewok_parquet(paths: Iterable[Path]) -> dict[str, list[EwokItem]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    files: dict[str, list[EwokItem]] = {}
+    for path in paths:
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{path} is not a readable parquet file ({error}). Get the file again.") from None
+        for number, row in enumerate(rows, start=1):
+            item = _ewok_item(row, f"{path}:{number}")
+            turned = replace(item, contexts=item.contexts[::-1], targets=item.targets[::-1])
+            files.setdefault(item.domain, []).extend((item, turned))
+    return dict(sorted(files.items()))
 
 
 def _bear_relation(name: str, facts: Any, path: Path, info: Any) -> BearRelation:

@@ -68,7 +68,11 @@ class Bear:
             subtasks=rows,
             groups=self._domains(rows),
             templates=[self._template(index, results) for index in sorted(used)] if len(used) > 1 else [],
+            settings={"templates": sorted(used), "reduction": self.reduction},
         )
+
+    def texts(self, subtask: str) -> list[tuple[str, ...]]:
+        return [self.relations[subtask].answers] * len(self.relations[subtask].instances)
 
     def _templates(self, subtask: str) -> list[int]:
         count = len(self.relations[subtask].templates)

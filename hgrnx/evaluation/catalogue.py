@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hgrnx.data.benchmark_hub import fetch_benchmark
 from hgrnx.data.benchmark_names import SUBTASKS
 from hgrnx.data.benchmarks import (
     EWOK_PASSWORD,
@@ -38,7 +39,7 @@ class Plan:
 
 def plan_tasks(
     names: Sequence[str] | None,
-    folder: Path,
+    folder: Path | None,
     *,
     bear_templates: Sequence[int] | None = None,
     bear_reduction: Reduction = "sum",
@@ -49,13 +50,13 @@ def plan_tasks(
     Args:
         names: ``blimp``, ``supplement``, ``ewok`` (each also with ``_fast``), ``bear``, ``glue``, or single tasks of
             GLUE; those of the first four that ``folder`` has when None.
-        folder: in the pipeline's layout.
+        folder: in the pipeline's layout; the Hugging Face hub when None.
         bear_templates, bear_reduction: see :class:`~hgrnx.evaluation.bear.Bear`.
 
     Raises:
         UserError: with all problems at once: unknown names, folders and files that are missing or damaged.
     """
-    places = find_benchmarks(folder)
+    places = find_benchmarks(folder) if folder is not None else {}
     problems = [_unknown(name) for name in names or [] if name not in {*FOLDERS, *GLUE_FIELDS}]
     wanted = list(dict.fromkeys(names)) if names is not None else [name for name in _DEFAULT if name in places]
     if not wanted:
@@ -69,13 +70,17 @@ def plan_tasks(
     }
     tasks = []
     for name in dict.fromkeys("glue" if name in GLUE_FIELDS else name for name in wanted):
-        if name in FOLDERS and name not in places:
+        if name not in FOLDERS:
+            continue
+        if folder is not None and name not in places:
             problems.append(f"{name}: there is no folder {FOLDERS[name]} in {folder}.")
-        elif name in FOLDERS and name != "glue":
-            try:
-                tasks.append(readers[name.removesuffix("_fast")](name, places[name]))
-            except UserError as error:
-                problems.append(f"{name}: {error}")
+            continue
+        try:
+            place = places[name] if folder is not None else fetch_benchmark(name)
+            if name != "glue":
+                tasks.append(readers[name.removesuffix("_fast")](name, place))
+        except UserError as error:
+            problems.append(f"{name}: {error}")
     if problems:
         raise UserError(joined(problems))
     return Plan(tasks, glue, places.get("glue"))

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hgrnx.evaluation.choices import Choices, TextScorer
+from hgrnx.data.benchmark_names import SUBTASKS
+from hgrnx.data.benchmarks import glue_files, read_glue_file
+from hgrnx.data.folders import file_sha256
+from hgrnx.evaluation.choices import Accuracy, Choices, TextScorer, mean_accuracy
 from hgrnx.evaluation.files import read_gzip, write_gzip, write_whole
+from hgrnx.evaluation.glue import GlueResult
 from hgrnx.evaluation.task import Task, TaskScore
 from hgrnx.models import LanguageModel
 
@@ -28,6 +32,7 @@ TABLE = "tasks.csv"
 PREDICTIONS = "tasks-predictions.json.gz"
 CHALLENGE_MEAN = ("blimp", "supplement", "ewok", "glue")
 """The tasks whose mean is the BabyLM challenge's macro average."""
+_SEED_FACTS = ("seed", "score", "stderr", "accuracy", "best_epoch")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,39 @@ def run_task(task: Task, scorer: TextScorer, kept: Path, on_subtask: Callable[[s
         if on_subtask is not None:
             on_subtask(subtask)
     return TaskResult(task.summarise(results), predictions)
+
+
+def glue_result(results: Sequence[GlueResult], folder: Path) -> TaskResult:
+    """Fine-tunings as a task: a score is the mean over seeds, its standard error over rows and, if several, seeds.
+
+    The overall score needs all of GLUE's tasks. Predictions are those of the first seed.
+    """
+    rows, predictions, details = [], {}, []
+    for result in sorted(results, key=lambda result: result.task):
+        over_rows = math.fsum(seed.stderr for seed in result.seeds) / len(result.seeds)
+        over_seeds = (result.spread or 0.0) / math.sqrt(len(result.seeds))
+        stderr = math.hypot(over_rows, over_seeds)
+        rows.append(Accuracy(result.task, result.task, result.rows, result.score, stderr, 0, result.score))
+        path = glue_files(folder, "valid")[result.task]
+        predictions[result.task] = {
+            "data": file_sha256(path),
+            "right": [row.label for row in read_glue_file(path, result.task)],
+            "chosen": result.seeds[0].predictions,
+        }
+        details.append(
+            {
+                "name": result.task,
+                "metric": result.metric,
+                "baseline": result.baseline,
+                "train_file": result.train_file,
+                "train_rows": result.train_rows,
+                "seeds": [{key: vars(seed)[key] for key in _SEED_FACTS} for seed in result.seeds],
+                "settings": result.settings.model_dump(mode="json"),
+            }
+        )
+    whole = {row.name for row in rows} == set(SUBTASKS["glue"])
+    overall = mean_accuracy("glue", "glue", rows) if whole else None
+    return TaskResult(TaskScore(overall, rows, rows), predictions, details)
 
 
 def weights_hash(model: LanguageModel) -> str:

@@ -30,6 +30,9 @@ class Task(Protocol):
     def summarise(self, results: Mapping[str, Choices]) -> TaskScore:
         """The task's score, of the choices of all its subtasks."""
 
+    def texts(self, subtask: str) -> Sequence[Sequence[str]]:
+        """The options of each item, for a file of predictions."""
+
 
 @dataclass(frozen=True)
 class TaskScore:
@@ -42,6 +45,8 @@ class TaskScore:
     """Phenomena of BLiMP, domains of BEAR; one a subtask elsewhere."""
     templates: list[Accuracy] = field(default_factory=list)
     """By the way of asking, where there are several."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How it was asked, where there is a choice."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
