@@ -108,7 +108,8 @@ sys.meta_path.insert(0, Refuse())
 
 import torch
 from hgrnx.config import HGRN2Config, LaunchConfig, TrainingConfig
-import hgrnx.data.loader, hgrnx.data.prepare, hgrnx.evaluation.suite, hgrnx.training.loop, hgrnx.training.run
+import hgrnx.data.loader, hgrnx.data.prepare, hgrnx.evaluation.glue, hgrnx.evaluation.suite
+import hgrnx.training.loop, hgrnx.training.run
 from hgrnx.models import build_model
 from hgrnx.objectives import NextToken, ObjectiveModule
 from hgrnx.training.engine import build_engine

@@ -52,7 +52,9 @@ class Classifier(nn.Module):
     def forward(self, tokens_1T: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits [N, C], float32, of the texts packed into ``tokens_1T`` at the offsets ``cu_seqlens`` [N + 1]."""
         hidden_1TD, _ = self.model.hidden(tokens_1T, cu_seqlens)
-        return self.score(hidden_1TD[0, cu_seqlens[1:] - 1]).float()
+        last_ND = hidden_1TD[0, cu_seqlens[1:] - 1]
+        with torch.autocast(last_ND.device.type, enabled=False):  # bfloat16 logits would tie
+            return self.score(last_ND.float())
 
 
 def encode_texts(

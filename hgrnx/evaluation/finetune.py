@@ -94,7 +94,7 @@ def finetune(
     Args:
         select_by: what the best epoch is best at, on ``valid``.
         batch_tokens: bounds memory: an update's rows go through in parts. The result is the same up to rounding.
-        on_rows: called after every update with the training rows seen since the beginning, and the epochs done.
+        on_rows: called after every update and every epoch with the training rows seen so far and the epochs done.
 
     Raises:
         UserError: losses or scores are no numbers any more.
@@ -115,6 +115,8 @@ def finetune(
             predictions = predict(classifier, valid.rows, config, batch_tokens)
             score, _ = score_table(select_by, count_table(valid.labels.tolist(), predictions.tolist()))
             epochs.append(Epoch(loss_sum / len(train.rows), score))
+            if on_rows is not None:
+                on_rows(len(epochs) * len(train.rows), epochs)
             if stopping.is_best(score):
                 fit = Fit(epochs, len(epochs), predictions)
                 weights = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}

@@ -38,6 +38,14 @@ def test_logits_are_those_of_each_text_alone(architecture: str) -> None:
     assert np.ptp(alone, axis=0).min() > 1e-3  # the texts differ
 
 
+def test_bf16_keeps_the_head_in_float32() -> None:
+    classifier = Classifier(lively(CONFIGS["hgrn2"]), 2, torch.Generator().manual_seed(0))
+    rows = texts_of(64)
+    exact, fast = class_logits(classifier, rows), class_logits(classifier, rows, precision="bf16")
+    np.testing.assert_allclose(fast, exact, atol=0.1 * np.abs(exact).max())
+    assert not (torch.from_numpy(fast).bfloat16().float().numpy() == fast).all()
+
+
 def test_the_head_is_decided_by_its_generator_and_mode_is_restored() -> None:
     model = lively(CONFIGS["hgrn2"])
     heads = [Classifier(model, 2, torch.Generator().manual_seed(seed)).score.weight for seed in (1, 1, 2)]
