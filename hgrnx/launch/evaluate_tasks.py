@@ -17,7 +17,8 @@ from hgrnx.data.tokenizer import BOS
 from hgrnx.errors import UserError, joined
 from hgrnx.evaluation.catalogue import Plan, plan_tasks
 from hgrnx.evaluation.files import read_gzip
-from hgrnx.evaluation.glue import GlueResult, run_glue
+from hgrnx.evaluation.glue import GlueProgress, GlueResult, run_glue
+from hgrnx.evaluation.glue_bar import glue_bar
 from hgrnx.evaluation.results import (
     PREDICTIONS,
     SCORES,
@@ -68,18 +69,22 @@ def evaluate_tasks(
     kept = out / "finished" / f"{weights[:16]}-{request.precision}"
     if fresh:
         shutil.rmtree(kept, ignore_errors=True)
-    tunings = _tunings(opened, plan, request, bos_id, weights, kept / "glue")  # refuses now what is wrong with its data
+    bars: list[Callable[[GlueProgress], None]] = []
+    # Made first: it refuses what is wrong with its data. Run last: it takes longest.
+    tunings = _tunings(opened, plan, request, bos_id, weights, kept / "glue", lambda now: bars[-1](now))
     content: dict[str, Any] = {}
     for task in plan.tasks:
         with _progress(task.name, len(task.subtasks), console) as on_subtask:
             result = run_task(task, Scorer(model, tokenizer, bos_id, request.precision), kept, on_subtask)
         content = save_results(out, {task.name: result}, facts)
     finished: list[GlueResult] = []
-    for tuning in tunings:
-        console.print(f"{tuning.task}: {100 * tuning.score:.1f} ({tuning.metric})", highlight=False)
-        finished.append(tuning)
-        assert plan.glue_folder is not None
-        content = save_results(out, {"glue": glue_result(finished, plan.glue_folder)}, facts)
+    with glue_bar(console) as bar:
+        bars.append(bar)
+        for tuning in tunings:
+            console.print(f"{tuning.task}: {100 * tuning.score:.1f} ({tuning.metric})", highlight=False)
+            finished.append(tuning)
+            assert plan.glue_folder is not None
+            content = save_results(out, {"glue": glue_result(finished, plan.glue_folder)}, facts)
     _show(content, out, folder, places, console)
     if request.submission is not None:
         texts = {task.name: {subtask: task.texts(subtask) for subtask in task.subtasks} for task in plan.tasks}
@@ -118,7 +123,13 @@ def _check(name: str, places: Places, request: TaskRequest) -> tuple[Path, Plan]
 
 
 def _tunings(
-    opened: OpenedModel, plan: Plan, request: TaskRequest, bos_id: int, weights: str, kept: Path
+    opened: OpenedModel,
+    plan: Plan,
+    request: TaskRequest,
+    bos_id: int,
+    weights: str,
+    kept: Path,
+    on_progress: Callable[[GlueProgress], None],
 ) -> Iterator[GlueResult]:
     if not plan.glue:
         return iter(())
@@ -134,6 +145,7 @@ def _tunings(
         identity=weights,
         seeds=request.seeds,
         device=opened.model.head_weight.device,
+        on_progress=on_progress,
     )
 
 
