@@ -167,22 +167,23 @@ def score(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Names or folders of finished runs.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    runs: Annotated[
+        list[str], typer.Argument(help="Names or folders of finished runs, or scored Hugging Face folders.")
+    ],
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex.")] = "text",
     home: Home = None,
 ) -> None:
-    """Print finished runs side by side."""
-    from hgrnx.console import make_console
-    from hgrnx.paths import resolve_places
-    from hgrnx.report.tables import print_summary, summary_markdown
-    from hgrnx.runs import find_run
+    """Print models side by side: runs' summaries, and benchmark scores beside the paper's with their differences."""
+    from typing import cast, get_args
 
-    places = resolve_places(home)
-    folders = {Path(run).name: find_run(run, places) for run in runs}
-    if markdown:
-        print(summary_markdown(folders))
-    else:
-        print_summary(folders, make_console())
+    from hgrnx.console import make_console
+    from hgrnx.launch.compare import compare_runs
+    from hgrnx.paths import resolve_places
+    from hgrnx.report.task_comparison import Format
+
+    if form not in get_args(Format):
+        raise UserError(f"--format {form}: give one of {', '.join(get_args(Format))}.")
+    compare_runs(runs, resolve_places(home), make_console(), cast(Format, form))
 
 
 @app.command()

@@ -37,14 +37,17 @@ def score_table(metric: MetricName, table_CC: np.ndarray) -> tuple[float, float]
     ``mcc`` is Matthews correlation (for more than two labels Gorodkin's R_K), between -1 and 1, and 0 where all
     labels or all predictions are the same. These are scikit-learn's conventions.
     """
-    measure = _MEASURES[metric]
-    value = float(measure(table_CC[None])[0])
+    value = float(measure(metric, table_CC[None])[0])
     count = int(table_CC.sum())
     if metric == "accuracy":
         return value, math.sqrt(value * (1 - value) / count)
     draws_R = np.random.default_rng(0).multinomial(count, (table_CC / count).ravel(), size=_DRAWS)
-    values_R = measure(draws_R.reshape(_DRAWS, *table_CC.shape))
-    return value, float(values_R.std())
+    return value, float(measure(metric, draws_R.reshape(_DRAWS, *table_CC.shape)).std())
+
+
+def measure(metric: MetricName, tables_RCC: np.ndarray) -> np.ndarray:
+    """A metric of each of R tables, see :func:`score_table`."""
+    return _MEASURES[metric](tables_RCC)
 
 
 def _accuracy(tables_RCC: np.ndarray) -> np.ndarray:

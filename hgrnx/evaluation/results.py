@@ -67,7 +67,7 @@ def run_task(task: Task, scorer: TextScorer, kept: Path, on_subtask: Callable[[s
             content = _as_json(task.score(subtask, scorer), task.data_hash(subtask))
             write_gzip(path, content)
         predictions[subtask] = content
-        results[subtask] = _choices(content)
+        results[subtask] = choices_of(content)
         if on_subtask is not None:
             on_subtask(subtask)
     return TaskResult(task.summarise(results), predictions)
@@ -104,6 +104,12 @@ def glue_result(results: Sequence[GlueResult], folder: Path) -> TaskResult:
     whole = {row.name for row in rows} == set(SUBTASKS["glue"])
     overall = mean_accuracy("glue", "glue", rows) if whole else None
     return TaskResult(TaskScore(overall, rows, rows), predictions, details)
+
+
+def choices_of(content: Mapping[str, Any]) -> Choices:
+    """The choices of a subtask's kept predictions."""
+    scores = np.array(content["scores"], dtype=np.float64)
+    return Choices(np.array(content["right"], dtype=np.int64), scores if scores.ndim == 3 else scores[None])
 
 
 def weights_hash(model: LanguageModel) -> str:
@@ -198,8 +204,3 @@ def _as_json(choices: Choices, data: str) -> dict[str, Any]:
         "chosen": chosen if several else chosen[0],
         "scores": scores if several else scores[0],
     }
-
-
-def _choices(content: Mapping[str, Any]) -> Choices:
-    scores = np.array(content["scores"], dtype=np.float64)
-    return Choices(np.array(content["right"], dtype=np.int64), scores if scores.ndim == 3 else scores[None])
