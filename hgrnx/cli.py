@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -110,36 +111,86 @@ def prepare(
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Name or folder of a run, a checkpoint or a Hugging Face folder.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of minimal pairs in BLiMP's JSONL format.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Prepared dataset with the development text [the run's].")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="blimp,supplement,ewok,bear,glue, their _fast forms, or tasks of GLUE [the zero-shot ones]."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the tasks' data in the BabyLM pipeline's layout.")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Without tasks: folder of minimal pairs in BLiMP's JSONL.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Without tasks: prepared dataset with the development text [the run's].")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16, of the hidden states (tasks).")] = "fp32",
+    bear_templates: Annotated[str, typer.Option(help="all, or numbers from 0: 0,2.")] = "all",
+    bear_reduction: Annotated[str, typer.Option(help="A statement's score: sum or mean over its tokens.")] = "sum",
+    glue: Annotated[list[str] | None, typer.Option(help="Fine-tuning settings: epochs=3, tasks.cola.epochs=5.")] = None,
+    seeds: Annotated[str, typer.Option(help="Of fine-tunings: 12,13,14.")] = "12",
+    challenge_predictions: Annotated[
+        Path | None,
+        typer.Option(help="Write the BabyLM challenge's JSON here (.json.gz; EWoK's into a zip beside it)."),
+    ] = None,
     home: Home = None,
+    fresh: Fresh = False,
 ) -> None:
-    """Score a model: bits per byte on development text, and minimal pairs."""
+    """Score a model on the BabyLM tasks; without tasks, on development text and a folder of minimal pairs."""
     from hgrnx.console import make_console
-    from hgrnx.launch.evaluate import evaluate_model
     from hgrnx.paths import resolve_places
 
-    evaluate_model(model, resolve_places(home), data, text, make_console())
+    places, console = resolve_places(home), make_console()
+    if tasks is None and data is None:
+        from hgrnx.launch.evaluate import evaluate_model
+
+        evaluate_model(model, places, pairs, text, console)
+        return
+    from hgrnx.launch.evaluate_tasks import evaluate_tasks
+    from hgrnx.launch.task_request import read_request
+
+    request = read_request(
+        tasks, data, precision, bear_templates, bear_reduction, glue or [], seeds, challenge_predictions
+    )
+    evaluate_tasks(model, places, request, console, fresh=fresh)
+
+
+@app.command()
+def score(
+    predictions: Annotated[
+        list[Path], typer.Argument(help="Predictions in the BabyLM challenge's JSON, gzipped or not.")
+    ],
+    data: Annotated[Path, typer.Option(help="The challenge's evaluation data: blimp_filtered, ewok, ...")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score anyone's BabyLM predictions by the challenge's rules."""
+    from hgrnx.console import make_console
+    from hgrnx.evaluation.predictions import print_scores, read_predictions, score_predictions
+
+    scores = score_predictions(read_predictions(predictions), data)
+    if as_json:
+        print(json.dumps(scores.as_dict(), indent=1))
+    else:
+        print_scores(scores, make_console())
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Names or folders of finished runs.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    runs: Annotated[
+        list[str], typer.Argument(help="Names or folders of finished runs, or scored Hugging Face folders.")
+    ],
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex.")] = "text",
     home: Home = None,
 ) -> None:
-    """Print finished runs side by side."""
-    from hgrnx.console import make_console
-    from hgrnx.paths import resolve_places
-    from hgrnx.report.tables import print_summary, summary_markdown
-    from hgrnx.runs import find_run
+    """Print models side by side: runs' summaries, and benchmark scores beside the paper's with their differences."""
+    from typing import cast, get_args
 
-    places = resolve_places(home)
-    folders = {Path(run).name: find_run(run, places) for run in runs}
-    if markdown:
-        print(summary_markdown(folders))
-    else:
-        print_summary(folders, make_console())
+    from hgrnx.console import make_console
+    from hgrnx.launch.compare import compare_runs
+    from hgrnx.paths import resolve_places
+    from hgrnx.report.task_comparison import Format
+
+    if form not in get_args(Format):
+        raise UserError(f"--format {form}: give one of {', '.join(get_args(Format))}.")
+    compare_runs(runs, resolve_places(home), make_console(), cast(Format, form))
 
 
 @app.command()

@@ -31,8 +31,10 @@ ALLOWED = {
     "runs": BASE | {"models", "data", "training"},
     "export": BASE | {"models", "data", "training", "report", "runs"},
     "launch": BASE | {"models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
-    "cli": BASE | {"models", "data", "tracking", "report", "runs", "export", "launch", "bench", "doctor"},
+    "cli": BASE | {"models", "data", "evaluation", "tracking", "report", "runs", "export", "launch", "bench", "doctor"},
 }
+# Single files that may import more than their room.
+ALSO = {"evaluation/finetune.py": {"training"}}
 # Third-party packages with one owner.
 OWNERS = {
     "ray": ("launch/",),
@@ -80,10 +82,11 @@ def modules() -> list[Path]:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_arrows_hold(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    allowed = ALLOWED[room] | ALSO.get(str(path.relative_to(PACKAGE)), set())
     for name in imported_modules(path):
         parts = name.split(".")
         if parts[0] == "hgrnx" and len(parts) > 1 and parts[1] != "__version__":
-            assert parts[1] == room or parts[1] in ALLOWED[room], f"{room} must not import {name}"
+            assert parts[1] == room or parts[1] in allowed, f"{room} must not import {name}"
         if parts[0] in OWNERS:
             where = str(path.relative_to(PACKAGE))
             assert where.startswith(OWNERS[parts[0]]), f"{where} must not import {name}"
@@ -105,7 +108,8 @@ sys.meta_path.insert(0, Refuse())
 
 import torch
 from hgrnx.config import HGRN2Config, LaunchConfig, TrainingConfig
-import hgrnx.data.loader, hgrnx.data.prepare, hgrnx.evaluation.suite, hgrnx.training.loop, hgrnx.training.run
+import hgrnx.data.loader, hgrnx.data.prepare, hgrnx.evaluation.glue, hgrnx.evaluation.suite
+import hgrnx.training.loop, hgrnx.training.run
 from hgrnx.models import build_model
 from hgrnx.objectives import NextToken, ObjectiveModule
 from hgrnx.training.engine import build_engine

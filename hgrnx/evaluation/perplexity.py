@@ -53,7 +53,7 @@ def bits_per_byte(
         split: a ``TokenSplit`` (``tokens``, ``doc_offsets``, ``doc_bytes``).
         documents: use this many, evenly spaced over the split; all when None.
         rank, world_size: this process takes every ``world_size``-th document; merge the ranks' counts.
-        batch_tokens, precision, on_progress: see :func:`~hgrnx.evaluation.scoring.score_strings`.
+        batch_tokens, precision, on_progress: see :func:`~hgrnx.evaluation.scoring.score_tokens`.
 
     Raises:
         UserError: the model's predictions are not finite.

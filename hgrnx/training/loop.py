@@ -102,7 +102,7 @@ def train(
     with closing(loader.batches(start_step, total_steps)) as batches:
         for step in range(start_step, total_steps):
             started = time.perf_counter()
-            torch.manual_seed(_step_seed(seed, step, engine.rank))
+            torch.manual_seed(step_seed(seed, step, engine.rank))
             micro_batches = loader.micro_batches(next(batches), micro_batch_size)
             tokens = loader.valid_tokens(step)
             sums: dict[str, float] = {}
@@ -124,5 +124,6 @@ def train(
             before = now
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of what the model draws in a step."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
