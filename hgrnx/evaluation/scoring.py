@@ -70,6 +70,18 @@ def score_tokens(
     return scores
 
 
+def length_buckets(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of rows, shortest first, in batches of at most ``batch_tokens`` places (or of one longer row)."""
+    order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and lengths[order[stop]] * (stop + 1 - start) <= batch_tokens:
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
 @torch.inference_mode()
 def _log_probs(model: LanguageModel, batch: Batch, precision: Precision) -> np.ndarray:
     """Log-probabilities [E] of a batch's predictions."""
