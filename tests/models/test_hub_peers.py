@@ -14,7 +14,7 @@ import pytest
 from architectures import CONFIGS, lively
 
 from hgrnx.data.benchmarks import MinimalPair
-from hgrnx.data.tokenizer import BOS_ID, load_tokenizer, save_tokenizer, train_tokenizer
+from hgrnx.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from hgrnx.evaluation.scorer import Scorer
 from hgrnx.models import LanguageModel
 from hgrnx.models.folders import save_folder
@@ -22,6 +22,7 @@ from hgrnx.models.generation import generate
 
 pytestmark = pytest.mark.slow
 
+BOS_ID = 0
 SUBJECTS = ("the dog", "a cat", "the dogs", "some big cats", "every other bird")
 PAIRS = [
     MinimalPair(f"{subject} {verb} the {thing}.", f"{subject} the {verb} {thing}.", "order", "")
