@@ -63,7 +63,7 @@ class Way:
 
 
 def read_questions(data: Path, items: int) -> list[Questions]:
-    """``items`` pairs of each of BLiMP's files, and one fact of each of ``items`` of BEAR's relations, in all templates.
+    """``items`` pairs of each of BLiMP's files; one fact of each of ``items`` of BEAR's relations, in all templates.
 
     Raises:
         UserError: neither benchmark is in ``data``, or a file of theirs is not as it should be.
