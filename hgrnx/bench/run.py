@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -12,15 +13,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hgrnx.bench.data import DataBench
 from hgrnx.bench.distill import distill_cases
+from hgrnx.bench.eval import cases as cases_of
+from hgrnx.bench.eval import compare, read_questions, small_model, verdicts, ways
 from hgrnx.bench.measure import Case, Measurement, measure
 from hgrnx.bench.model import SIZES, model_cases
 from hgrnx.bench.op import op_cases
 from hgrnx.errors import UserError
+from hgrnx.evaluation.scoring import Precision
 from hgrnx.ops.cpu import guard_bf16_products, keep_freed_memory
 from hgrnx.report.bench import print_bench, save_bench
+from hgrnx.runs import OpenedModel
 from hgrnx.tracking.environment import describe_environment
 
-KINDS = ("op", "model", "distill", "data")
+KINDS = ("op", "model", "distill", "data", "eval")
 
 
 def run_bench(
@@ -39,15 +44,19 @@ def run_bench(
     use_gpu: bool = False,
     source: Path | None = None,
     track: str = "strict-small",
+    data: Path | None = None,
+    model: OpenedModel | None = None,
+    items: int = 8,
 ) -> Path:
     """Measure ``kind`` (one of :data:`KINDS`), print a table and write JSON and plot into ``folder``.
 
     ``heads`` and ``head_size`` are for ``op``, ``architecture`` and ``compiled`` (also measure peers under
     ``torch.compile``) for ``model``; ``distill`` takes the first of ``precisions``; ``source`` and ``track`` say which
-    text ``data`` takes. ``rounds`` are 7 when None, 3 for ``data``. Returns the JSON file.
+    text ``data`` takes. ``eval`` scores ``items`` pairs of each of BLiMP's files in ``data``, and BEAR, with ``model``
+    (a fresh small one when None). ``rounds`` are 7 when None, 3 for ``data``. Returns the JSON file.
 
     Raises:
-        UserError: an unknown kind, architecture or precision, or a GPU that is not there.
+        UserError: an unknown kind, architecture or precision, a GPU or benchmarks that are not there.
     """
     if kind not in KINDS:
         raise UserError(f"hgrnx bench: '{kind}' is none of {', '.join(KINDS)}.")
@@ -70,6 +79,13 @@ def run_bench(
             title = f"data, {bench.bytes / 1e6:,.1f} MB of text to blocks of {seq_len} tokens"
             measurements = _measure(bench.cases(), console, rounds=rounds or 3, warmup=0, device=device)
             return _report(kind, title, measurements, bench.notes(measurements), folder, console)
+    where = torch.cuda.get_device_name(device) if use_gpu else f"CPU, {torch.get_num_threads()} threads"
+    if kind == "eval":
+        if data is None:
+            raise UserError("hgrnx bench eval: --data names the folder with the benchmarks (blimp_filtered, bear).")
+        return _run_eval(
+            data, model, items, cast(tuple[Precision, ...], precisions), rounds or 7, device, where, folder, console
+        )
     shape = f"{batch_size} x {seq_len} tokens"
     cases: list[Case] = []
     if kind == "op":
@@ -81,10 +97,37 @@ def run_bench(
         cases = model_cases(architecture, batch_size, seq_len, device, precisions, compiled)
     else:
         cases = distill_cases(batch_size, seq_len, device, precisions[0])
-    where = torch.cuda.get_device_name(device) if use_gpu else f"CPU, {torch.get_num_threads()} threads"
     title = f"{kind}, {shape}, forward and backward, {where}"
     measurements = _measure(cases, console, rounds=rounds or 7, warmup=2, device=device)
     return _report(kind, title, measurements, [], folder, console)
+
+
+def _run_eval(
+    data: Path,
+    model: OpenedModel | None,
+    items: int,
+    precisions: tuple[Precision, ...],
+    rounds: int,
+    device: torch.device,
+    where: str,
+    folder: Path,
+    console: Console,
+) -> Path:
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="hgrnx-bench-") as scratch:
+        all_questions = read_questions(data, items)
+        opened = model or small_model(all_questions, Path(scratch))
+        for questions in all_questions:
+            found = ways(questions, opened, Path(scratch) / "exported", precisions, device)
+            measured = _measure(
+                cases_of(questions, found, opened.tokenizer()), console, rounds=rounds, warmup=1, device=device
+            )
+            part = compare(questions, found, measured)
+            print_bench(f"eval, {len(questions.texts):,} texts of {questions.name}, {where}", part, console)
+            for line in verdicts(questions, part):
+                console.print(line, highlight=False)
+            rows += part
+    return _saved("eval", f"eval, {where}", rounds, rows, [], folder, console)
 
 
 def _measure(
@@ -116,7 +159,12 @@ def _report(
     print_bench(title, rows, console)
     for note in notes:
         console.print(note, highlight=False)
-    rounds = len(measurements[0].rounds)
+    return _saved(kind, title, len(measurements[0].rounds), rows, notes, folder, console)
+
+
+def _saved(
+    kind: str, title: str, rounds: int, rows: list[dict[str, Any]], notes: list[str], folder: Path, console: Console
+) -> Path:
     settings = {"title": title, "rounds": rounds, "notes": notes, "environment": describe_environment()}
     path = save_bench(folder, f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}", settings, rows)
     console.print(path, highlight=False)

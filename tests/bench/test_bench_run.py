@@ -18,7 +18,10 @@ from hgrnx.models import build_model
 from hgrnx.objectives import Distillation, LiveTeacher, NextToken
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "data")) for kind in KINDS])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "data")) for kind in KINDS if kind != "eval"],
+)
 def test_every_kind_measures_and_keeps_what_it_measured(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
