@@ -276,36 +276,46 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="op (the recurrence), model (training steps) or distill.")],
+    what: Annotated[str, typer.Argument(help="op (the recurrence), model (training steps), distill or eval.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8,
     seq_len: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 512,
     heads: Annotated[int, typer.Option(min=1, help="Heads (op).")] = 4,
     head_size: Annotated[int, typer.Option(min=1, help="Keys, and values, of a head (op).")] = 64,
     architecture: Annotated[str, typer.Option(help="hgrn2, transformer, lstm, mamba or xlstm (model).")] = "hgrn2",
-    precision: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; give it twice for both [fp32].")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32 or bf16; give it twice for both [fp32; eval: both].")
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="Also peers under torch.compile (model).")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 7,
     gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder with the benchmarks (eval).")] = None,
+    model: Annotated[str | None, typer.Option(help="A run, or a Hugging Face folder [a fresh one] (eval).")] = None,
+    items: Annotated[int, typer.Option(min=1, help="Pairs of each of BLiMP's files (eval).")] = 8,
     home: Home = None,
 ) -> None:
     """Measure speed and memory on this machine, beside the implementations installed on it."""
     from hgrnx.bench.run import run_bench
     from hgrnx.console import make_console
     from hgrnx.paths import resolve_places
+    from hgrnx.runs import open_model
 
+    places = resolve_places(home)
     run_bench(
         what,
-        resolve_places(home).home / "bench",
+        places.home / "bench",
         make_console(),
         batch_size=batch_size,
         seq_len=seq_len,
         heads=heads,
         head_size=head_size,
         architecture=architecture,
-        precisions=tuple(precision or ["fp32"]),
+        precisions=tuple(precision or (["fp32", "bf16"] if what == "eval" else ["fp32"])),
         compiled=compiled,
         rounds=rounds,
         use_gpu=gpu,
+        data=data,
+        model=open_model(model, places) if model else None,
+        items=items,
     )
 
 

@@ -45,6 +45,8 @@ class Measurement:
     name: str
     seconds: float
     """Median of the rounds."""
+    cpu_seconds: float
+    """Median of the processor time of all threads: on a busy machine more to be trusted than ``seconds``."""
     spread: float
     """Half the distance between the quartiles, as a share of the median."""
     memory_mb: float | None
@@ -78,7 +80,7 @@ def measure(
     turns = [*cases, *peaks.values()]
     total, done = len(turns) * (warmup + 1 + rounds), 0
     memory: dict[str, float | None] = {}
-    seconds: dict[str, list[float]] = {case.name: [] for case in turns}
+    seconds: dict[str, list[tuple[float, float]]] = {case.name: [] for case in turns}
     for case in turns:
         with _threads(case.threads):
             for _ in range(warmup):
@@ -90,7 +92,9 @@ def measure(
         for case in turns[first:] + turns[:first]:
             seconds[case.name].append(_time(case, device))
             on_progress(done := done + 1, total)
-    peak_speed = {dtype: case.flops / statistics.median(seconds[case.name]) for dtype, case in peaks.items()}
+    peak_speed = {
+        dtype: case.flops / statistics.median(wall for wall, _ in seconds[case.name]) for dtype, case in peaks.items()
+    }
     return [_summarise(case, seconds[case.name], memory[case.name], peak_speed.get(case.dtype)) for case in cases]
 
 
@@ -125,15 +129,16 @@ def _peak_case(dtype: torch.dtype, device: torch.device) -> Case:
     return Case(f"product of {dtype}", lambda: left @ right, flops=2.0 * _PEAK_SIZE**3, dtype=dtype)
 
 
-def _time(case: Case, device: torch.device) -> float:
+def _time(case: Case, device: torch.device) -> tuple[float, float]:
+    """Seconds by the clock, and of the processor."""
     with _threads(case.threads):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         case.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 @contextmanager
@@ -146,13 +151,15 @@ def _threads(count: int | None) -> Any:
         torch.set_num_threads(before)
 
 
-def _summarise(case: Case, seconds: list[float], memory: float | None, peak: float | None) -> Measurement:
+def _summarise(case: Case, rounds: list[tuple[float, float]], memory: float | None, peak: float | None) -> Measurement:
+    seconds = [wall for wall, _ in rounds]
     median = statistics.median(seconds)
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median, median, median)
     speed = case.flops / median if case.flops else None
     return Measurement(
         name=case.name,
         seconds=median,
+        cpu_seconds=statistics.median(cpu for _, cpu in rounds),
         spread=(high - low) / 2 / median,
         memory_mb=memory,
         tokens_per_second=case.tokens / median if case.tokens else None,

@@ -70,28 +70,39 @@ def score_tokens(
     return scores
 
 
+def length_buckets(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of rows, shortest first, in batches of at most ``batch_tokens`` places (or of one longer row)."""
+    order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and lengths[order[stop]] * (stop + 1 - start) <= batch_tokens:
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
 @torch.inference_mode()
 def _log_probs(model: LanguageModel, batch: Batch, precision: Precision) -> np.ndarray:
     """Log-probabilities [E] of a batch's predictions."""
-    weight_VD = model.head_weight
-    device = weight_VD.device
+    device = model.head_weight.device
     tokens_T, targets_E = (torch.from_numpy(x).to(device) for x in (batch.tokens_T, batch.targets_E))
     # Several predictions can be made after one token: it goes through the head once.
     sources, counts = np.unique(batch.sources_E, return_counts=True)
     with _exact_products():
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             hidden_TD = model.read_forest(tokens_T, batch.forest)
-        with torch.autocast(device.type, enabled=False):
-            hidden_ND = hidden_TD[torch.from_numpy(sources).to(device)].float()
-            head_DV = weight_VD[: model.vocab_size].float().T.contiguous()
-            return _picked(hidden_ND, head_DV, targets_E, counts).cpu().numpy()
+        hidden_ND = hidden_TD[torch.from_numpy(sources).to(device)]
+        return log_probabilities(model, hidden_ND, targets_E, counts).cpu().numpy()
 
 
-def _picked(hidden_ND: Tensor, head_DV: Tensor, targets_E: Tensor, counts_N: np.ndarray) -> Tensor:
+def log_probabilities(model: LanguageModel, hidden_ND: Tensor, targets_E: Tensor, counts_N: np.ndarray) -> Tensor:
     """log softmax(hidden @ head)[target], float64 [E]; the first ``counts_N[0]`` targets are of the first position.
 
-    One small buffer of logits is used in place again and again.
+    Logits are float32, in one small buffer that is used again and again.
     """
+    hidden_ND = hidden_ND.float()
+    head_DV = model.head_weight[: model.vocab_size].float().T.contiguous()
     positions = _HEAD_POSITIONS[hidden_ND.device.type]
     buffer_nV = hidden_ND.new_empty(min(positions, len(hidden_ND)), head_DV.shape[1])
     log_probs_E = torch.empty(len(targets_E), dtype=torch.float64, device=hidden_ND.device)

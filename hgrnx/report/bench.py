@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Row = Mapping[str, Any]
-"""``name``, ``seconds``, ``spread``, ``memory_mb``, ``tokens_per_second``, ``share_of_peak`` of one case."""
+"""``name``, ``seconds``, ``cpu_seconds``, ``spread``, ``memory_mb``, ``tokens_per_second`` and ``share_of_peak`` of a
+case."""
 
 
 def print_bench(title: str, rows: Sequence[Row], console: Console) -> None:
@@ -22,7 +23,7 @@ def print_bench(title: str, rows: Sequence[Row], console: Console) -> None:
 
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for column in ("ms", "±", "time", "tokens/s", "memory, MB", "of peak"):
+    for column in ("ms", "±", "CPU, ms", "time", "tokens/s", "memory, MB", "of peak"):
         table.add_column(column, justify="right")
     first = rows[0]["seconds"]
     for row in rows:
@@ -30,6 +31,7 @@ def print_bench(title: str, rows: Sequence[Row], console: Console) -> None:
             row["name"],
             f"{1e3 * row['seconds']:,.1f}",
             f"{row['spread']:.0%}",
+            f"{1e3 * row['cpu_seconds']:,.1f}",
             f"{row['seconds'] / first:.2f}x",
             _cell(row["tokens_per_second"], "{:,.0f}"),
             _cell(row["memory_mb"], "{:,.0f}"),
@@ -37,8 +39,8 @@ def print_bench(title: str, rows: Sequence[Row], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        "Medians; ± is half the distance between the quartiles. Memory is what a step adds at its highest; the peak "
-        "is that of a large matrix product in the same run.",
+        "Medians; ± is half the distance between the quartiles; CPU is the time of all threads. Memory is what a "
+        "step adds at its highest; the peak is that of a large matrix product in the same run.",
         highlight=False,
     )
 

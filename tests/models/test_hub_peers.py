@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from architectures import CONFIGS, lively
 
-from hgrnx.data.benchmarks import MinimalPair, read_bear
+from hgrnx.data.benchmarks import MinimalPair, find_benchmarks, read_bear, read_ewok, read_minimal_pairs
 from hgrnx.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from hgrnx.evaluation.bear import Bear
 from hgrnx.evaluation.results import run_task
@@ -227,3 +227,43 @@ class TestLmPubQuiz:
             alone = evaluator.evaluate_dataset(data, template_index=index, batch_size=3, reduction=reduction)
             assert row.accuracy == pytest.approx(alone.get_metrics("accuracy"))
         assert len({row.accuracy for row in [*ours.score.groups, *ours.score.templates]}) > 2
+
+
+class TestRealItems:
+    """The challenge's own items, where they are at hand (``HGRNX_EVAL_DATA``); EWoK's are never written anywhere."""
+
+    @pytest.fixture
+    def data(self) -> Path:
+        if not os.environ.get("HGRNX_EVAL_DATA"):
+            pytest.skip("HGRNX_EVAL_DATA names no folder of benchmarks")
+        pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval is not installed", exc_type=ImportError)
+        return Path(os.environ["HGRNX_EVAL_DATA"])
+
+    @staticmethod
+    def peer_scores(exported: Exported, pairs: list[tuple[str, str]], **options: Any) -> np.ndarray:
+        from lm_eval.api.instance import Instance
+        from lm_eval.models.huggingface import HFLM
+
+        import hgrnx.models.hub  # noqa: F401
+
+        peer = HFLM(str(exported.folder), dtype="float32", device="cpu", batch_size=16, **options)
+        requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+        return np.array([score for score, _ in peer.loglikelihood(requests, disable_tqdm=True)])
+
+    def test_blimp(self, exported: Exported, data: Path) -> None:
+        files = read_minimal_pairs(find_benchmarks(data)["blimp"])
+        pairs = [pair for items in files.values() for pair in items[:2]]
+        texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+        wanted = self.peer_scores(exported, [("", f" {text}") for text in texts])
+        scores = exported.scores(texts)
+        np.testing.assert_allclose(scores, wanted, atol=1e-4)
+        answers = [part.reshape(-1, 2).argmax(1) for part in (scores, wanted)]
+        np.testing.assert_array_equal(*answers)
+
+    def test_ewok(self, exported: Exported, data: Path) -> None:
+        files = read_ewok(find_benchmarks(data)["ewok"])
+        items = [item for rows in files.values() for item in rows[:4]]
+        pairs = [(item.contexts[0], f" {target}") for item in items for target in item.targets]
+        wanted = self.peer_scores(exported, pairs, add_bos_token=True)
+        scores = Scorer(exported.model, exported.tokenizer, BOS_ID).continuations(pairs)
+        np.testing.assert_allclose(scores, wanted, atol=1e-4)
