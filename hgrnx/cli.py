@@ -106,16 +106,44 @@ def prepare(
 
 @app.command(name="eval")
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of minimal pairs in BLiMP's JSONL format.")] = None,
+    run: Annotated[str, typer.Argument(help="Name or folder of a run, or a Hugging Face folder.")],
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="blimp,supplement,ewok,bear,glue, their _fast forms, or tasks of GLUE [the zero-shot ones]."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the tasks' data in the BabyLM pipeline's layout.")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Without tasks: folder of minimal pairs in BLiMP's JSONL.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16, of the hidden states (tasks).")] = "fp32",
+    bear_templates: Annotated[str, typer.Option(help="all, or numbers from 0: 0,2.")] = "all",
+    bear_reduction: Annotated[str, typer.Option(help="A statement's score: sum or mean over its tokens.")] = "sum",
+    glue: Annotated[list[str] | None, typer.Option(help="Fine-tuning settings: epochs=3, tasks.cola.epochs=5.")] = None,
+    seeds: Annotated[str, typer.Option(help="Of fine-tunings: 12,13,14.")] = "12",
+    challenge_predictions: Annotated[
+        Path | None,
+        typer.Option(help="Write the BabyLM challenge's JSON here (.json.gz; EWoK's into a zip beside it)."),
+    ] = None,
     home: Home = None,
+    fresh: Fresh = False,
 ) -> None:
-    """Score a run's newest weights: bits per byte on its development text, and minimal pairs."""
+    """Score a model on the BabyLM tasks; without tasks, a run on its development text and minimal pairs."""
     from hgrnx.console import make_console
-    from hgrnx.launch.evaluate import evaluate_run
     from hgrnx.paths import resolve_places
 
-    evaluate_run(run, resolve_places(home), data, make_console())
+    places, console = resolve_places(home), make_console()
+    if tasks is None and data is None:
+        from hgrnx.launch.evaluate import evaluate_run
+
+        evaluate_run(run, places, pairs, console)
+        return
+    from hgrnx.launch.evaluate_tasks import evaluate_tasks
+    from hgrnx.launch.task_request import read_request
+
+    request = read_request(
+        tasks, data, precision, bear_templates, bear_reduction, glue or [], seeds, challenge_predictions
+    )
+    evaluate_tasks(run, places, request, console, fresh=fresh)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,14 @@ def find_run(name: str, places: Places) -> Path:
         raise UserError(f"Several runs begin with '{name}': {', '.join(folder.name for folder in near)}.")
     names = ", ".join(folder.name for folder in known[-8:]) or "none yet"
     raise UserError(f"There is no run '{name}' in {places.runs} (runs there: {names}), and no such folder.")
+
+
+def evaluation_folder(folder: Path, places: Places) -> Path:
+    """Where the scores of a model are kept: in the run; for a Hugging Face folder under ``places.home``."""
+    if (folder / "recipe.yaml").is_file():
+        return folder / "eval"
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return places.home / "eval" / f"{folder.name}-{digest}"
 
 
 def run_folders(places: Places) -> list[Path]:

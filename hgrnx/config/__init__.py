@@ -6,7 +6,7 @@ a job of several runs (teacher, student, and a twin of the student without disti
 """
 
 from hgrnx.config.durations import Duration, parse_duration
-from hgrnx.config.files import load_recipe, recipe_from_dict, shipped_recipes
+from hgrnx.config.files import load_recipe, recipe_from_dict, section_from, shipped_recipes
 from hgrnx.config.finetuning import FinetuneConfig, GlueConfig
 from hgrnx.config.models import (
     ARCHITECTURES,
@@ -56,6 +56,7 @@ __all__ = [
     "parse_duration",
     "recipe_from_dict",
     "run_name",
+    "section_from",
     "shipped_recipes",
     "to_yaml",
 ]

@@ -35,17 +35,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     """
     where, text = _read_recipe(name_or_path)
     values = parse_yaml(text, where)
-    problems: list[str] = []
-    for override in overrides:
-        key, equals, raw = override.partition("=")
-        if not equals or not key:
-            problems.append(f"'{override}': write overrides as key=value, for example training.learning_rate=1e-3")
-            continue
-        _set_dotted(values, key.strip(), _parse_yaml_value(raw), problems)
+    problems = _apply(overrides, values, "training.learning_rate=1e-3")
     kind: type[Recipe] | type[DistillRecipe] = (
         DistillRecipe if {"student", "teacher", "twin"} & values.keys() else Recipe
     )
     return validated(kind, values, f"recipe {where}", problems)
+
+
+def section_from(kind: type[_M], overrides: Sequence[str], where: str, example: str) -> _M:
+    """A ``kind`` with its defaults and ``key=value`` overrides. Raises :class:`UserError` naming every wrong one."""
+    values: dict[str, Any] = {}
+    problems = _apply(overrides, values, example)
+    return validated(kind, values, where, problems)
 
 
 def recipe_from_dict(values: dict[str, Any], where: str = "recipe") -> AnyRecipe:
@@ -111,6 +112,18 @@ def _parse_yaml_value(raw: str) -> Any:
         return yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError:
         return raw
+
+
+def _apply(overrides: Sequence[str], values: dict[str, Any], example: str) -> list[str]:
+    """Put ``key=value`` overrides with dotted keys into ``values``; returns what is wrong with them."""
+    problems: list[str] = []
+    for override in overrides:
+        key, equals, raw = override.partition("=")
+        if not equals or not key:
+            problems.append(f"'{override}': write overrides as key=value, for example {example}")
+            continue
+        _set_dotted(values, key.strip(), _parse_yaml_value(raw), problems)
+    return problems
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any, problems: list[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,14 @@ _FOLDERS = {
     "ewok": ("ewok", "ewok_filtered"),
     "bear": ("bear", "BEAR"),
     "glue": ("glue_filtered", "glue"),
+    "blimp_fast": ("blimp_fast", "fast_eval/blimp_fast"),
+    "supplement_fast": ("supplement_fast", "fast_eval/supplement_fast"),
+    "ewok_fast": ("ewok_fast", "fast_eval/ewok_fast"),
 }
+"""Of the 2024 and 2025 pipelines; the fast ones are the subsets that 2025's rules ask for along the training."""
+
+FOLDERS = {name: names[0] for name, names in _FOLDERS.items()}
+"""The folder that each benchmark has in the pipeline's layout, by short name."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,8 @@ class BearRelation:
     """Statements with ``[X]`` for the subject and ``[Y]`` for the answer."""
     answers: tuple[str, ...]
     instances: tuple[BearInstance, ...]
+    domains: tuple[str, ...] = ()
+    """Fields of knowledge it belongs to, where ``relation_info.json`` says so."""
 
     def statement(self, template: int, subject: str, answer: str) -> str:
         """A template filled in."""
@@ -115,11 +124,15 @@ def read_minimal_pairs(folder: Path) -> dict[str, list[MinimalPair]]:
 def read_ewok(place: Path, password: str = EWOK_PASSWORD) -> dict[str, list[EwokItem]]:
     """EWoK's items by file name without suffix: of its zip, or of a folder with the zip or with ``*.jsonl`` files.
 
-    The zip is read in memory. EWoK must never lie anywhere as plain text.
+    The zip is read in memory. EWoK must never lie anywhere as plain text. A folder of ``*.parquet`` files is the
+    hub's form, by domain: each item stands there once and is given as the pipeline has it, as it is and turned round.
 
     Raises:
         UserError: there is no EWoK, the password is wrong, or a line is not an item; the message names the line.
     """
+    tables = sorted(place.rglob("*.parquet")) if place.is_dir() else []
+    if tables:
+        return _ewok_parquet(tables)
     if place.is_dir() and not list(place.glob("*.jsonl")):
         zips = sorted(place.glob("*.zip"))
         if not zips:
@@ -140,20 +153,17 @@ def read_ewok(place: Path, password: str = EWOK_PASSWORD) -> dict[str, list[Ewok
 
 
 def read_bear(folder: Path) -> list[BearRelation]:
-    """BEAR's relations, in the order of ``metadata_relations.json``.
+    """BEAR's relations, in the order of ``metadata_relations.json``; their domains where ``relation_info.json`` is.
 
     Raises:
         UserError: a file is missing, or a line or relation is not as it should be; the message names it.
     """
     folder = folder if (folder / "metadata_relations.json").is_file() else folder / "BEAR"
     path = folder / "metadata_relations.json"
-    try:
-        relations = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}).") from None
-    if not isinstance(relations, dict) or not relations:
-        raise UserError(f"{path}: not a JSON object of relations.")
-    return [_bear_relation(name, facts, path) for name, facts in relations.items()]
+    relations = _json_object(path)
+    info = next((place for place in (folder, folder.parent) if (place / "relation_info.json").is_file()), None)
+    domains = _json_object(info / "relation_info.json") if info else {}
+    return [_bear_relation(name, facts, path, domains.get(name)) for name, facts in relations.items()]
 
 
 def read_glue(folder: Path, split: str) -> dict[str, list[GlueRow]]:
@@ -210,8 +220,9 @@ def find_benchmarks(folder: Path) -> dict[str, Path]:
         if (folder / choice).is_dir()
     }
     if not found:
-        wanted = ", ".join(names[0] for names in _FOLDERS.values())
-        raise UserError(f"There are no benchmarks in {folder}: it should have some of the folders {wanted}.")
+        raise UserError(
+            f"There are no benchmarks in {folder}: it should have some of the folders {', '.join(FOLDERS.values())}."
+        )
     return found
 
 
@@ -228,7 +239,7 @@ def benchmark_texts(folder: Path) -> dict[str, Iterator[list[str]]]:
         "bear": _bear_texts,
         "glue": _glue_texts,
     }
-    return {name: readers[name](path) for name, path in find_benchmarks(folder).items()}
+    return {name: readers[name.removesuffix("_fast")](path) for name, path in find_benchmarks(folder).items()}
 
 
 def _pair_texts(folder: Path) -> Iterator[list[str]]:
@@ -272,6 +283,16 @@ def _read(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}).") from None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: not a JSON object of relations.")
+    return content
 
 
 def _zipped(path: Path, password: str) -> Iterator[tuple[str, str, str]]:
@@ -340,7 +361,24 @@ def _ewok_item(item: dict[str, Any], where: str) -> EwokItem:
     )
 
 
-def _bear_relation(name: str, facts: Any, path: Path) -> BearRelation:
+def _ewok_parquet(paths: Iterable[Path]) -> dict[str, list[EwokItem]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    files: dict[str, list[EwokItem]] = {}
+    for path in paths:
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{path} is not a readable parquet file ({error}). Get the file again.") from None
+        for number, row in enumerate(rows, start=1):
+            item = _ewok_item(row, f"{path}:{number}")
+            turned = replace(item, contexts=item.contexts[::-1], targets=item.targets[::-1])
+            files.setdefault(item.domain, []).extend((item, turned))
+    return dict(sorted(files.items()))
+
+
+def _bear_relation(name: str, facts: Any, path: Path, info: Any) -> BearRelation:
     where = f"{path}, {name}"
     lists: dict[str, tuple[str, ...]] = {}
     for key in ("templates", "answer_space_labels"):
@@ -360,7 +398,8 @@ def _bear_relation(name: str, facts: Any, path: Path) -> BearRelation:
         if not isinstance(aliases, list):
             raise UserError(f"{at}: 'sub_aliases' must be a list.")
         instances.append(BearInstance(_text(item, "sub_label", at, "a fact"), tuple(map(str, aliases)), answer))
-    return BearRelation(name, lists["templates"], lists["answer_space_labels"], tuple(instances))
+    domains = tuple(map(str, info.get("domains", []))) if isinstance(info, dict) else ()
+    return BearRelation(name, lists["templates"], lists["answer_space_labels"], tuple(instances), domains)
 
 
 def _glue_row(item: dict[str, Any], where: str, task: str) -> GlueRow:

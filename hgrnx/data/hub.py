@@ -37,15 +37,26 @@ class HubFile:
         return f"hub:{self.dataset}@{self.commit[:8]}/{self.name}"
 
 
-def hub_files(source: HubSource, track: str) -> list[HubFile]:
+@dataclass(frozen=True)
+class Purpose:
+    """What files are wanted for, and how to do without the hub: for messages."""
+
+    what: str
+    otherwise: str
+
+
+def hub_files(source: HubSource, purpose: str | Purpose) -> list[HubFile]:
     """The files of ``source``, sorted by name, at the commit that its revision is now.
+
+    Args:
+        purpose: the name of the track that they are the text of, or another purpose.
 
     Raises:
         UserError: the hub can't be reached, or does not have them.
     """
     from huggingface_hub import HfApi
 
-    with _explained(source, track):
+    with _explained(source, purpose):
         info = HfApi(endpoint=_endpoint()).dataset_info(source.dataset, revision=source.revision, files_metadata=True)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
     names = sorted(sizes)
@@ -58,16 +69,21 @@ def hub_files(source: HubSource, track: str) -> list[HubFile]:
     return [HubFile(source.dataset, str(info.sha), name, sizes[name]) for name in chosen]
 
 
-def download(source: HubSource, track: str) -> tuple[Path, str]:
+def download(source: HubSource, purpose: str | Purpose) -> tuple[Path, str]:
     """Fetch the files of ``source`` (those not fetched before); returns their folder and the commit they are of.
+
+    Args:
+        purpose: see :func:`hub_files`.
 
     Raises:
         UserError: the hub can't be reached, or does not have them.
     """
     from huggingface_hub import snapshot_download
 
-    commit = hub_files(source, track)[0].commit  # says at once if the hub can't be reached; the download tries for long
-    with _explained(source, track):
+    commit = hub_files(source, purpose)[
+        0
+    ].commit  # says at once if the hub can't be reached; the download tries for long
+    with _explained(source, purpose):
         folder = snapshot_download(
             source.dataset,
             repo_type="dataset",
@@ -84,11 +100,14 @@ def _endpoint() -> str | None:
 
 
 @contextmanager
-def _explained(source: HubSource, track: str) -> Iterator[None]:
+def _explained(source: HubSource, purpose: str | Purpose) -> Iterator[None]:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    what = f"The text of the track {track} is {source.dataset} (revision {source.revision}) on the Hugging Face hub"
-    otherwise = f"Or get its files some other way: hgrnx prepare --track {track} --source DIR"
+    if isinstance(purpose, str):
+        otherwise = f"Or get its files some other way: hgrnx prepare --track {purpose} --source DIR"
+        purpose = Purpose(f"The text of the track {purpose}", otherwise)
+    what = f"{purpose.what} is {source.dataset} (revision {source.revision}) on the Hugging Face hub"
+    otherwise = purpose.otherwise
     try:
         yield
     except GatedRepoError:

@@ -9,7 +9,7 @@ Shapes: N texts, T tokens of all of them, D model width, C classes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrnx.errors import UserError
-from hgrnx.evaluation.scoring import Precision, length_buckets
+from hgrnx.evaluation.scoring import Precision
 from hgrnx.models import LanguageModel
 
 Texts = Sequence[tuple[str, str | None]]
@@ -137,3 +137,15 @@ def class_logits(
             logits_NC[part] = classifier(*pack([rows[index] for index in part], device)).cpu().numpy()
     classifier.train(training)
     return logits_NC
+
+
+def length_buckets(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of rows, shortest first, in batches of at most ``batch_tokens`` places (or of one longer row)."""
+    order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and lengths[order[stop]] * (stop + 1 - start) <= batch_tokens:
+            stop += 1
+        yield order[start:stop]
+        start = stop

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 
 from hgrnx.config import FinetuneConfig
 from hgrnx.errors import UserError
-from hgrnx.evaluation.classifier import BATCH_TOKENS, Classifier, class_logits, pack
+from hgrnx.evaluation.classifier import BATCH_TOKENS, Classifier, class_logits, length_buckets, pack
 from hgrnx.evaluation.metrics import MetricName, count_table, score_table
-from hgrnx.evaluation.scoring import length_buckets
 from hgrnx.ops.cpu import guard_bf16_products
 from hgrnx.training.engine import autocast
 from hgrnx.training.loop import step_seed

@@ -1,19 +1,20 @@
 """Minimal pairs (BLiMP, arXiv 1912.00582): does the model give the acceptable sentence the higher probability?
 
-The BabyLM pipeline's rule lists the acceptable sentence first and takes the argmax, so a tie counts as right there.
-``accuracy`` follows it, for comparison; ``accuracy_ties_half`` counts a tie as half right.
+The acceptable sentence is the first option of each choice, so that a tie counts as right by the pipeline's rule.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from hgrnx.data.benchmarks import MinimalPair
 from hgrnx.errors import UserError
+from hgrnx.evaluation.choices import Accuracy, Choices, TextScorer, accuracy, mean_accuracy, require_finite
+from hgrnx.evaluation.task import TaskScore, by_group, items_hash, unweighted
 
 Scorer = Callable[[Sequence[str]], np.ndarray]
 """Strings -> their log-probabilities."""
@@ -37,18 +38,9 @@ class PairScores:
     good: np.ndarray
     bad: np.ndarray
 
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares are between 0 and 1."""
-
-    name: str
-    group: str
-    pairs: int
-    accuracy: float
-    stderr: float
-    ties: int
-    accuracy_ties_half: float
+    def choices(self) -> Choices:
+        """The sentences as options, the acceptable one first."""
+        return Choices(np.zeros(len(self.good), dtype=np.int64), np.stack([self.good, self.bad], -1)[None])
 
 
 @dataclass(frozen=True)
@@ -110,38 +102,36 @@ def summarise(scores: Mapping[str, PairScores], groups: Mapping[str, str]) -> Su
         scores: what :func:`score_pairs` returns.
         groups: the group of each file.
     """
-    files = [_file_accuracy(name, groups[name], item) for name, item in scores.items()]
-    names = sorted({row.group for row in files})
+    files = [accuracy(name, groups[name], item.choices()) for name, item in scores.items()]
     return Summary(
         files=files,
-        groups=[_mean(name, name, [row for row in files if row.group == name]) for name in names],
-        overall=_mean("overall", "overall", files),
+        groups=[mean_accuracy(name, name, rows) for name, rows in by_group(files).items()],
+        overall=mean_accuracy("overall", "overall", files),
     )
 
 
-def _file_accuracy(name: str, group: str, scores: PairScores) -> Accuracy:
-    count = len(scores.good)
-    ties = int((scores.good == scores.bad).sum())
-    right = int((scores.good > scores.bad).sum())
-    accuracy = (right + ties) / count
-    return Accuracy(
-        name=name,
-        group=group,
-        pairs=count,
-        accuracy=accuracy,
-        stderr=math.sqrt(accuracy * (1 - accuracy) / count),
-        ties=ties,
-        accuracy_ties_half=(right + ties / 2) / count,
-    )
+class MinimalPairs:
+    """BLiMP, its Supplement, or another folder of minimal pairs as a task: " " + each sentence, after BOS."""
 
+    def __init__(self, name: str, files: Mapping[str, Sequence[MinimalPair]]) -> None:
+        self.name = name
+        self.files = files
 
-def _mean(name: str, group: str, rows: Sequence[Accuracy]) -> Accuracy:
-    return Accuracy(
-        name=name,
-        group=group,
-        pairs=sum(row.pairs for row in rows),
-        accuracy=math.fsum(row.accuracy for row in rows) / len(rows),
-        stderr=math.sqrt(math.fsum(row.stderr**2 for row in rows)) / len(rows),
-        ties=sum(row.ties for row in rows),
-        accuracy_ties_half=math.fsum(row.accuracy_ties_half for row in rows) / len(rows),
-    )
+    @property
+    def subtasks(self) -> list[str]:
+        return list(self.files)
+
+    def data_hash(self, subtask: str) -> str:
+        return items_hash(self.files[subtask])
+
+    def score(self, subtask: str, scorer: TextScorer) -> Choices:
+        pairs = self.files[subtask]
+        scores_NK = scorer.strings([text for pair in pairs for text in (pair.good, pair.bad)]).reshape(-1, 2)
+        require_finite(scores_NK, f"{self.name}/{subtask}")
+        return Choices(np.zeros(len(pairs), dtype=np.int64), scores_NK[None])
+
+    def summarise(self, results: Mapping[str, Choices]) -> TaskScore:
+        return unweighted(self.name, results, {name: pairs[0].phenomenon for name, pairs in self.files.items()})
+
+    def texts(self, subtask: str) -> list[tuple[str, ...]]:
+        return [(pair.good, pair.bad) for pair in self.files[subtask]]

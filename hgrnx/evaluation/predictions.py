@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hgrnx.data.benchmark_names import SUBTASKS
 from hgrnx.data.benchmarks import (
     EWOK_PASSWORD,
     find_benchmarks,
@@ -27,7 +28,7 @@ from hgrnx.data.benchmarks import (
     read_glue,
     read_minimal_pairs,
 )
-from hgrnx.errors import UserError
+from hgrnx.errors import UserError, joined
 from hgrnx.evaluation.metrics import GLUE_METRICS, MetricName, count_table, score_table
 
 if TYPE_CHECKING:
@@ -128,11 +129,11 @@ def score_predictions(predictions: Predictions, folder: Path) -> ChallengeScore:
                 scored.append(_score_subtask(task, name, ordered, rows[name]))
             except _Misfit as misfit:
                 problems.append(f"{task}/{name}: {misfit}")
-        missing = [name for name in rows if name not in predictions[task]]
+        missing = [name for name in SUBTASKS[ours] if name not in predictions[task]]
         scored.sort(key=lambda row: row.name)
         tasks.append(_task_score(task, scored, missing))
     if problems:
-        raise UserError(_all_problems(problems))
+        raise UserError(joined(problems))
     absent = [task for task in CHALLENGE_TASKS if task not in predictions]
     scores = [task.score for task in tasks]
     whole = [score for score in scores if score is not None]
@@ -281,13 +282,6 @@ def _task_score(name: str, scored: list[SubtaskScore], missing: list[str]) -> Ta
     mean = math.fsum(row.score for row in scored) / len(scored)
     stderr = math.sqrt(math.fsum(row.stderr**2 for row in scored)) / len(scored)
     return TaskScore(name, mean, stderr, scored, missing)
-
-
-def _all_problems(problems: Sequence[str]) -> str:
-    if len(problems) == 1:
-        return problems[0]
-    more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-    return "\n  ".join([f"{len(problems)} problems:", *problems[:20], *more])
 
 
 def _percent(share: float | None) -> str:

@@ -67,6 +67,10 @@ class Scorer:
         rows = self._encode([context + continuation for context, continuation in places])
         return self._score(rows, starts)[inverse]
 
+    def token_counts(self, texts: Sequence[str], *, prefix: str = " ") -> np.ndarray:
+        """How many tokens of ``prefix`` + each text :meth:`strings` sums over, int64 [N]."""
+        return np.array([len(row) - 1 for row in self._encode([prefix + text for text in texts])])
+
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """BOS and the tokens of each text."""
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)

@@ -1,9 +1,10 @@
 """Summed log-probabilities of token sequences.
 
-Sequences of like length share a batch, padded on the right, so padding is never seen. The output head runs over a
-few hundred positions at a time and only where a token is to be scored: no [B, T, V] tensor exists.
+What rows begin with together is read once (:mod:`hgrnx.evaluation.prefixes`). The output head runs over a few
+hundred positions at a time and only where a token is to be predicted: no [T, V] tensor exists.
 
-Shapes: B rows, T tokens, D model width, V vocabulary without padding, N scored positions.
+Shapes: T tokens, D model width, V vocabulary without padding, E predictions, N positions that they are made at, n of
+one run of the head.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hgrnx.evaluation.prefixes import Batch, shared_batches
 from hgrnx.models import LanguageModel
 
 Precision = Literal["fp32", "bf16"]
@@ -48,75 +50,62 @@ def score_tokens(
         precision: of the hidden states; logits and log-probabilities are float32 and their sums float64 always.
         on_progress: called with rows done and rows in all.
     """
-    if starts is None:
-        starts = np.ones(len(rows), dtype=np.int64)
     scores = np.zeros(len(rows), dtype=np.float64)
-    device = model.head_weight.device
-    done = 0
-    for batch in length_buckets([len(row) for row in rows], batch_tokens or _BATCH_TOKENS[device.type]):
-        longest = len(rows[batch[-1]])
-        if longest > 1:
-            tokens_BT = np.zeros((len(batch), longest), dtype=np.int64)
-            lengths_B = np.array([len(rows[index]) for index in batch])
-            tokens_BT[np.arange(longest) < lengths_B[:, None]] = np.concatenate([rows[index] for index in batch])
-            scores[batch] = _score_batch(
-                model,
-                torch.from_numpy(tokens_BT).to(device),
-                torch.from_numpy(lengths_B).to(device),
-                torch.from_numpy(starts[batch]).to(device),
-                precision,
-            )
-        done += len(batch)
+    starts = np.ones(len(rows), dtype=np.int64) if starts is None else starts
+    wanted = np.flatnonzero(starts < np.array([len(row) for row in rows], dtype=np.int64))
+    batches = shared_batches(
+        [rows[i] for i in wanted.tolist()],
+        starts[wanted],
+        batch_tokens=batch_tokens or _BATCH_TOKENS[model.head_weight.device.type],
+        tree_tokens=model.tree_tokens,
+        segment_cost=model.segment_cost(),
+    )
+    done = len(rows) - len(wanted)
+    for batch in batches:
+        log_probs_E = np.append(_log_probs(model, batch, precision), 0.0)
+        scores[wanted[batch.rows_n]] = log_probs_E[batch.predictions_nL].sum(1)
+        done += len(batch.rows_n)
         if on_progress is not None:
             on_progress(done, len(rows))
     return scores
 
 
-def length_buckets(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
-    """Indices of rows, shortest first, in batches of at most ``batch_tokens`` places (or of one longer row)."""
-    order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and lengths[order[stop]] * (stop + 1 - start) <= batch_tokens:
-            stop += 1
-        yield order[start:stop]
-        start = stop
-
-
 @torch.inference_mode()
-def _score_batch(
-    model: LanguageModel, tokens_BT: Tensor, lengths_B: Tensor, starts_B: Tensor, precision: Precision
-) -> np.ndarray:
-    device = tokens_BT.device
-    places_T = torch.arange(1, tokens_BT.shape[1], device=device)
-    valid_BT = (places_T >= starts_B[:, None]) & (places_T < lengths_B[:, None])
-    scores_BT = torch.zeros(valid_BT.shape, dtype=torch.float64, device=device)
+def _log_probs(model: LanguageModel, batch: Batch, precision: Precision) -> np.ndarray:
+    """Log-probabilities [E] of a batch's predictions."""
+    weight_VD = model.head_weight
+    device = weight_VD.device
+    tokens_T, targets_E = (torch.from_numpy(x).to(device) for x in (batch.tokens_T, batch.targets_E))
+    # Several predictions can be made after one token: it goes through the head once.
+    sources, counts = np.unique(batch.sources_E, return_counts=True)
     with _exact_products():
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            hidden_BTD, _ = model.hidden(tokens_BT[:, :-1])
+            hidden_TD = model.read_forest(tokens_T, batch.forest)
         with torch.autocast(device.type, enabled=False):
-            scores_BT[valid_BT] = _log_probs(
-                hidden_BTD[valid_BT].float(),
-                model.head_weight[: model.vocab_size].float().T.contiguous(),
-                tokens_BT[:, 1:][valid_BT],
-            )
-    return scores_BT.sum(1).cpu().numpy()
+            hidden_ND = hidden_TD[torch.from_numpy(sources).to(device)].float()
+            head_DV = weight_VD[: model.vocab_size].float().T.contiguous()
+            return _picked(hidden_ND, head_DV, targets_E, counts).cpu().numpy()
 
 
-def _log_probs(hidden_ND: Tensor, weight_DV: Tensor, targets_N: Tensor) -> Tensor:
-    """log softmax(hidden @ weight)[target], float64 [N]; one small buffer of logits, used in place again and again."""
+def _picked(hidden_ND: Tensor, head_DV: Tensor, targets_E: Tensor, counts_N: np.ndarray) -> Tensor:
+    """log softmax(hidden @ head)[target], float64 [E]; the first ``counts_N[0]`` targets are of the first position.
+
+    One small buffer of logits is used in place again and again.
+    """
     positions = _HEAD_POSITIONS[hidden_ND.device.type]
-    buffer_NV = hidden_ND.new_empty(min(positions, len(hidden_ND)), weight_DV.shape[1])
-    log_probs_N = torch.empty(len(hidden_ND), dtype=torch.float64, device=hidden_ND.device)
+    buffer_nV = hidden_ND.new_empty(min(positions, len(hidden_ND)), head_DV.shape[1])
+    log_probs_E = torch.empty(len(targets_E), dtype=torch.float64, device=hidden_ND.device)
+    row_E = torch.from_numpy(np.repeat(np.arange(len(counts_N)) % positions, counts_N)).to(hidden_ND.device)
+    offsets = np.concatenate([[0], counts_N.cumsum()])
     for start in range(0, len(hidden_ND), positions):
-        part = slice(start, min(start + positions, len(hidden_ND)))
-        logits_NV = torch.mm(hidden_ND[part], weight_DV, out=buffer_NV[: part.stop - start])
-        chosen_N1 = logits_NV.gather(1, targets_N[part, None])
-        largest_N1 = logits_NV.amax(1, keepdim=True)
-        log_sum_N1 = logits_NV.sub_(largest_N1).exp_().sum(1, keepdim=True).log_()
-        log_probs_N[part] = (chosen_N1 - largest_N1 - log_sum_N1)[:, 0]
-    return log_probs_N
+        stop = min(start + positions, len(hidden_ND))
+        part = slice(int(offsets[start]), int(offsets[stop]))
+        logits_nV = torch.mm(hidden_ND[start:stop], head_DV, out=buffer_nV[: stop - start])
+        chosen_e = logits_nV[row_E[part], targets_E[part]]
+        largest_n1 = logits_nV.amax(1, keepdim=True)
+        log_sum_n = logits_nV.sub_(largest_n1).exp_().sum(1).log_()
+        log_probs_E[part] = (chosen_e - largest_n1[:, 0][row_E[part]]) - log_sum_n[row_E[part]]
+    return log_probs_E
 
 
 @contextmanager

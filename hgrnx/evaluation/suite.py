@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -13,6 +11,7 @@ from typing import Any
 
 from hgrnx.config import EvaluationConfig
 from hgrnx.data.benchmarks import read_minimal_pairs
+from hgrnx.evaluation.files import write_gzip, write_whole
 from hgrnx.evaluation.minimal_pairs import Pair, PairScores, Summary, score_pairs, summarise
 from hgrnx.evaluation.perplexity import Counts, bits_per_byte, spaced_sample
 from hgrnx.evaluation.scorer import Scorer
@@ -34,12 +33,10 @@ class EvaluationResult:
         The predictions hold per file ``preferred`` (0: the acceptable sentence, also on a tie; 1: the other) and the
         log-probabilities ``good`` and ``bad`` in nats.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         if self.predictions:
-            text = json.dumps(self.predictions)
-            _write(folder / f"{name}-predictions.json.gz", gzip.compress(text.encode(), mtime=0))
+            write_gzip(folder / f"{name}-predictions.json.gz", self.predictions)
         text = json.dumps({"metrics": self.metrics, "tables": self.tables}, indent=1)
-        _write(folder / f"{name}.json", text.encode())
+        write_whole(folder / f"{name}.json", text.encode())
 
 
 def evaluate(
@@ -114,10 +111,3 @@ def _predictions(scores: Mapping[str, PairScores]) -> dict[str, dict[str, list[A
         }
         for name, item in scores.items()
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All or nothing: a reader never meets half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    os.replace(aside, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,20 @@ def _only_warn() -> Iterator[None]:
         yield
     except UserError as error:
         print(f"MLflow did not take everything; the next call of this job sends it again. {error}", file=sys.stderr)
+
+
+def log_evaluation(
+    places: Places, run_dir: Path, metrics: Mapping[str, float], files: Iterable[Path], figure: Path
+) -> None:
+    """Add scores, their files and a figure to the MLflow run of ``run_dir``; nothing where it has none."""
+    run = mlflow.stored_run_id(run_dir)
+    if run is None:
+        return
+    with _only_warn():
+        mlflow.log_metrics(places.mlflow_uri, run, metrics)
+        mlflow.log_artifacts(places.mlflow_uri, run, files, "eval")
+        if figure.is_file():
+            mlflow.log_figure(places.mlflow_uri, run, figure)
 
 
 def split_size(dataset: PreparedDataset, split: str) -> dict[str, int]:

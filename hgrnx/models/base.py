@@ -11,11 +11,17 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hgrnx.config import ModelConfig
 from hgrnx.models.norm import RMSNorm
+from hgrnx.ops import Forest
 
 VOCAB_MULTIPLE = 64
+# Moving an element of a state costs memory's time, a token's work the arithmetic's: about as many operations can be
+# done meanwhile, on CPUs and GPUs alike.
+_OPERATIONS_PER_STATE_ELEMENT = 160
+_CALL_TOKENS = 2.0
 
 
 class State(Protocol):
@@ -38,6 +44,8 @@ class LanguageModel(nn.Module, ABC):
     padded_vocab_size: int
     undecayed: tuple[str, ...] = ()
     """Last parts of the names of the matrices that weight decay leaves alone. Vectors never decay."""
+    tree_tokens: int | None = None
+    """Largest tree of a forest that is read well; None where any is."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -92,6 +100,25 @@ class LanguageModel(nn.Module, ABC):
         padded_NL[valid_NL] = tokens_BT[0]
         hidden_NLD, state = self.rows(padded_NL, lengths_N, state)
         return hidden_NLD[valid_NL][None], state
+
+    def read_forest(self, tokens_T: Tensor, forest: Forest) -> Tensor:
+        """Hidden states [T, D] of the tokens of a forest, each after those before it in its row."""
+        hidden_TD, state = None, None
+        for places_t, cu_seqlens, parents_M in forest.by_generation(tokens_T.device):
+            if state is not None and parents_M is not None:
+                state = state.select(parents_M)
+            hidden_1tD, state = self.hidden(tokens_T[places_t][None], cu_seqlens, state)
+            if hidden_TD is None:
+                hidden_TD = hidden_1tD.new_empty(len(tokens_T), hidden_1tD.shape[-1])
+            hidden_TD[places_t] = hidden_1tD[0]
+        assert hidden_TD is not None
+        return hidden_TD
+
+    def segment_cost(self) -> float:
+        """Tokens that can be read in the time that it takes to begin a segment of a forest."""
+        elements = sum(leaf.numel() for leaf in tree_leaves(self.init_state(1)))
+        operations = 2 * sum(parameter.numel() for parameter in self.parameters())
+        return _CALL_TOKENS + _OPERATIONS_PER_STATE_ELEMENT * elements / operations
 
     def forward(self, tokens_BT: Tensor, cu_seqlens: Tensor | None = None, state: State | None = None) -> Tensor:
         """Logits [B, T, ``vocab_size``] in float32; for small inputs, training and scoring never hold them all."""

@@ -21,7 +21,7 @@ from hgrnx.config import HGRN2Config
 from hgrnx.models.base import LanguageModel, State, padding
 from hgrnx.models.mlp import GatedMLP
 from hgrnx.models.norm import RMSNorm
-from hgrnx.ops import forget_gate, gated_linear_recurrence
+from hgrnx.ops import Forest, forest_recurrence, forget_gate, gated_linear_recurrence
 
 _OUTPUT_NORM_EPS = 1e-5  # FLA normalises the recurrence's output with this, whatever the config says
 
@@ -54,9 +54,9 @@ class HGRN2Attention(nn.Module):
         x_BTD: Tensor,
         lower_bound_HK: Tensor | None,
         state_BHKV: Tensor | None,
-        cu_seqlens: Tensor | None,
+        documents: Tensor | Forest | None,
         padding_BT: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         heads = (-1, self.head_size)
         q_BTHK = (F.silu(self.q_proj(x_BTD)) * self.head_size**-0.5).unflatten(-1, heads)
         log_f_BTHK, k_BTHK = forget_gate(self.f_proj(x_BTD).unflatten(-1, heads), lower_bound_HK)
@@ -64,7 +64,11 @@ class HGRN2Attention(nn.Module):
         if padding_BT is not None:  # f = 1 and k = 0 leave the state as it is
             log_f_BTHK = log_f_BTHK.masked_fill(padding_BT[..., None, None], 0.0)
             k_BTHK = k_BTHK.masked_fill(padding_BT[..., None, None], 0.0)
-        o_BTHV, state_BHKV = gated_linear_recurrence(q_BTHK, k_BTHK, i_BTHV, log_f_BTHK, state_BHKV, cu_seqlens)
+        inputs = (q_BTHK, k_BTHK, i_BTHV, log_f_BTHK)
+        if isinstance(documents, Forest):
+            o_BTHV, state_BHKV = forest_recurrence(*inputs, documents), None
+        else:
+            o_BTHV, state_BHKV = gated_linear_recurrence(*inputs, state_BHKV, documents)
         return self.o_proj(self.g_norm(o_BTHV.flatten(-2))), state_BHKV
 
 
@@ -83,10 +87,10 @@ class HGRN2Block(nn.Module):
         x_BTD: Tensor,
         lower_bound_HK: Tensor | None,
         state_BHKV: Tensor | None,
-        cu_seqlens: Tensor | None,
+        documents: Tensor | Forest | None,
         padding_BT: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        mixed_BTD, state_BHKV = self.attn(self.attn_norm(x_BTD), lower_bound_HK, state_BHKV, cu_seqlens, padding_BT)
+    ) -> tuple[Tensor, Tensor | None]:
+        mixed_BTD, state_BHKV = self.attn(self.attn_norm(x_BTD), lower_bound_HK, state_BHKV, documents, padding_BT)
         x_BTD = x_BTD + mixed_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), state_BHKV
 
@@ -117,15 +121,17 @@ class HGRN2Body(nn.Module):
         self,
         tokens_BT: Tensor,
         state: HGRN2State | None,
-        cu_seqlens: Tensor | None,
+        documents: Tensor | Forest | None,
         padding_BT: Tensor | None,
     ) -> tuple[Tensor, HGRN2State]:
+        """``documents`` are offsets in the single row, or a forest; a forest leaves no state behind."""
         x_BTD = self.embeddings(tokens_BT)
         before = state.layers if state is not None else (None,) * len(self.layers)
         after = []
         for layer, bound_HK, state_BHKV in zip(self.layers, self.layer_lower_bounds(), before, strict=True):
-            x_BTD, state_BHKV = layer(x_BTD, bound_HK, state_BHKV, cu_seqlens, padding_BT)
-            after.append(state_BHKV)
+            x_BTD, state_BHKV = layer(x_BTD, bound_HK, state_BHKV, documents, padding_BT)
+            if state_BHKV is not None:
+                after.append(state_BHKV)
         return self.norm(x_BTD), HGRN2State(tuple(after))
 
 
@@ -160,6 +166,14 @@ class HGRN2(LanguageModel):
     def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, HGRN2State]:
         assert state is None or isinstance(state, HGRN2State)
         return self.model(tokens_BT, state, None, padding(tokens_BT, lengths_B))
+
+    def read_forest(self, tokens_T: Tensor, forest: Forest) -> Tensor:
+        hidden_1TD, _ = self.model(tokens_T[None], None, forest, None)
+        return hidden_1TD[0]
+
+    def segment_cost(self) -> float:
+        """Nothing on a CPU, where the recurrence's states never leave the cache."""
+        return 0.0 if self.head_weight.device.type == "cpu" else super().segment_cost()
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> HGRN2State:
         size = self.config.expand_ratio

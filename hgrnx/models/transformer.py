@@ -2,7 +2,8 @@
 
 Parameter names, shapes and arithmetic are those of transformers' ``LlamaForCausalLM``, so weights go both ways.
 
-Shapes: B rows, T tokens, D model width, H heads, K width of a head, S tokens in the cache.
+Shapes: B rows, T tokens, D model width, H heads, K width of a head, S tokens in the cache; N tokens of a forest, R
+trees, t tokens of the largest.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hgrnx.config import TransformerConfig
 from hgrnx.models.base import LanguageModel, State
 from hgrnx.models.mlp import GatedMLP
 from hgrnx.models.norm import RMSNorm
+from hgrnx.ops import Forest
 
 
 class TransformerState(NamedTuple):
@@ -50,7 +52,11 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(size, size, bias=False)
 
     def forward(
-        self, x_BTD: Tensor, turns: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None, places: Places | None
+        self,
+        x_BTD: Tensor,
+        turns: tuple[Tensor, Tensor],
+        past: tuple[Tensor, Tensor] | None,
+        places: Places | Trees | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the output and the keys and values to remember; ``past`` are those of earlier calls."""
         q_BHTK, k_BHTK, v_BHTK = (
@@ -58,10 +64,11 @@ class Attention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q_BHTK, k_BHTK = rotate(q_BHTK, turns), rotate(k_BHTK, turns)
-        if past is None or places is None:  # without a past, being causal hides the padding too
+        if places is None:  # without a past, being causal hides the padding too
             o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         else:
-            k_BHTK, v_BHTK = places.append(past[0], k_BHTK), places.append(past[1], v_BHTK)
+            if past is not None and isinstance(places, Places):
+                k_BHTK, v_BHTK = places.append(past[0], k_BHTK), places.append(past[1], v_BHTK)
             o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=places.visible_B1TS)
         return self.o_proj(o_BHTK.transpose(1, 2).flatten(-2)), k_BHTK, v_BHTK
 
@@ -84,6 +91,30 @@ class Places:
         return room_BHSK.scatter(2, self.positions_BT[:, None, :, None].expand_as(new_BHTK), new_BHTK)
 
 
+class Trees:
+    """Where the tokens of a forest stand when each of its trees is a row of its own, and what they see there."""
+
+    def __init__(self, forest: Forest, device: torch.device) -> None:
+        first_N = torch.zeros(int(forest.cu_seqlens[-1]), dtype=torch.int64)
+        first_N[forest.cu_seqlens[:-1][forest.generations_N == 0]] = 1
+        self.tree_N = first_N.cumsum(0) - 1
+        sizes_R = self.tree_N.bincount()
+        shifts_N = (sizes_R.cumsum(0) - sizes_R)[self.tree_N]
+        self.place_N = torch.arange(len(shifts_N)) - shifts_N
+        self.positions_R1t = self._rows(forest.positions())[:, None].to(device)
+        # Padding sees itself, and nobody sees it: a row of the softmax without any entry would be NaN.
+        order = torch.arange(int(sizes_R.max()))
+        ends_Rt = self._rows(forest.ends() - shifts_N)
+        seen_Rtt = (order <= order[:, None]) & ((order[:, None] < ends_Rt[:, None]) | (order == order[:, None]))
+        self.visible_B1TS = seen_Rtt[:, None].to(device)
+
+    def _rows(self, x_N: Tensor) -> Tensor:
+        """Values of tokens as [R, t], 0 in the padding."""
+        rows_Rt = x_N.new_zeros(int(self.tree_N[-1]) + 1, int(self.place_N.max()) + 1)
+        rows_Rt[self.tree_N, self.place_N] = x_N
+        return rows_Rt
+
+
 def rotate(x_BHTK: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding (arXiv 2104.09864): dimension j and j + K/2 are turned by their position's angle."""
     cos, sin = (turn.to(x_BHTK.dtype) for turn in turns)
@@ -102,7 +133,11 @@ class TransformerBlock(nn.Module):
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x_BTD: Tensor, turns: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None, places: Places | None
+        self,
+        x_BTD: Tensor,
+        turns: tuple[Tensor, Tensor],
+        past: tuple[Tensor, Tensor] | None,
+        places: Places | Trees | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         mixed_BTD, keys, values = self.self_attn(self.input_layernorm(x_BTD), turns, past, places)
         x_BTD = x_BTD + mixed_BTD
@@ -141,6 +176,17 @@ class TransformerBody(nn.Module):
         seen_B = seen_B + (tokens if lengths_B is None else lengths_B)
         return self.norm(x_BTD), TransformerState(tuple(keys), tuple(values), seen_B)
 
+    def read_forest(self, tokens_N: Tensor, forest: Forest) -> Tensor:
+        """Hidden states [N, D]: each tree is a row, in which a token sees what it goes on from."""
+        trees = Trees(forest, tokens_N.device)
+        tree_N, place_N = trees.tree_N.to(tokens_N.device), trees.place_N.to(tokens_N.device)
+        tokens_Rt = tokens_N.new_zeros(trees.visible_B1TS.shape[0], trees.visible_B1TS.shape[-1])
+        tokens_Rt[tree_N, place_N] = tokens_N
+        x_RtD, turns = self.embed_tokens(tokens_Rt), self._turns(trees.positions_R1t)
+        for layer in self.layers:
+            x_RtD, _, _ = layer(x_RtD, turns, None, trees)
+        return self.norm(x_RtD[tree_N, place_N])
+
     def _turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the angles at ``positions`` [...], [..., K/2] each, in float32."""
         size = self.config.hidden_size // self.config.num_attention_heads
@@ -153,6 +199,7 @@ class Transformer(LanguageModel):
     """The language model; ``head_weight`` is the embedding where the config ties them."""
 
     config: TransformerConfig
+    tree_tokens = 256  # every token is compared with every other of its tree
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
@@ -171,6 +218,13 @@ class Transformer(LanguageModel):
     def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, TransformerState]:
         assert state is None or isinstance(state, TransformerState)
         return self.model(tokens_BT, lengths_B, state)
+
+    def read_forest(self, tokens_T: Tensor, forest: Forest) -> Tensor:
+        return self.model.read_forest(tokens_T, forest)
+
+    def segment_cost(self) -> float:
+        """Nothing: a segment is a matter of which tokens are seen."""
+        return 0.0
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> TransformerState:
         heads = self.config.num_attention_heads

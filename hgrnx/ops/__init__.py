@@ -1,6 +1,7 @@
 """The compute core: the recurrences, the forget gate, the short convolution, and the output head with its losses."""
 
 from hgrnx.ops.causal_conv import causal_conv
+from hgrnx.ops.forest import Forest, forest_recurrence
 from hgrnx.ops.gate import forget_gate
 from hgrnx.ops.gated_unit import gated_unit
 from hgrnx.ops.head_loss import HeadLoss, TeacherSignal, head_loss
@@ -17,6 +18,7 @@ from hgrnx.ops.slstm import SLSTMMemory, empty_slstm_memory, slstm
 __all__ = [
     "IMPLEMENTATIONS",
     "SCAN_IMPLEMENTATIONS",
+    "Forest",
     "HeadLoss",
     "MLSTMMemory",
     "SLSTMMemory",
@@ -25,6 +27,7 @@ __all__ = [
     "causal_conv",
     "empty_mlstm_memory",
     "empty_slstm_memory",
+    "forest_recurrence",
     "forget_gate",
     "gated_linear_recurrence",
     "gated_unit",

@@ -39,6 +39,16 @@ def compiled_recurrence(
     return _forward(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV, cu_seqlens)
 
 
+def compiled_forest(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_f_BTHK: Tensor, cu_seqlens: Tensor, generations_N: Tensor
+) -> Tensor:
+    """As :func:`hgrnx.ops.forest.forest_recurrence`, on the CPU."""
+    call = _Call(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, None, cu_seqlens)
+    o_BTHV = torch.empty(v_BTHV.shape, dtype=v_BTHV.dtype)
+    kernel(*_FOREST)(call.problem, generations_N.contiguous().data_ptr(), _Array(o_BTHV))
+    return o_BTHV
+
+
 class _Array(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("type", ctypes.c_int64), ("strides", ctypes.c_int64 * 3)]
 
@@ -61,6 +71,7 @@ class _Gradients(ctypes.Structure):
 
 _STATE = ctypes.c_void_p
 _FORWARD = "hgrnx_forward", ctypes.POINTER(_Problem), _STATE, ctypes.POINTER(_Array), _STATE
+_FOREST = "hgrnx_forest_forward", ctypes.POINTER(_Problem), ctypes.c_void_p, ctypes.POINTER(_Array)
 _BACKWARD = "hgrnx_backward", ctypes.POINTER(_Problem), _STATE, ctypes.POINTER(_Gradients), _STATE, _STATE
 
 

@@ -49,7 +49,7 @@ def gated_linear_recurrence(
         ValueError: an unknown ``impl`` or one that cannot be used, or a tensor whose shape does not fit (it is named).
     """
     if impl is None:
-        impl = _default(q_BTHK.device.type)
+        impl = default_implementation(q_BTHK.device.type)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"gated_linear_recurrence: impl='{impl}' is none of {', '.join(IMPLEMENTATIONS)}")
     _check_shapes(q_BTHK, k_BTHK, v_BTHV, log_f_BTHK, initial_state_BHKV, cu_seqlens)
@@ -76,18 +76,19 @@ def available_implementations(device_type: str) -> list[str]:
         found.append("compiled")
     if device_type == "cuda":
         found += [name for name, package in (("triton", "triton"), ("fla", "fla")) if find_spec(package) is not None]
-    return sorted(found, key=lambda name: name != _default(device_type))
+    return sorted(found, key=lambda name: name != default_implementation(device_type))
 
 
 def implementation_note(device_type: str) -> str:
     """Which implementation dispatch chooses on ``device_type`` here and why, for a person."""
     if device_type != "cpu":
-        return _default(device_type)
+        return default_implementation(device_type)
     available, reason = compiled_status()
     return f"compiled ({reason})" if available else f"chunked, several times slower than compiled: {reason}"
 
 
-def _default(device_type: str) -> str:
+def default_implementation(device_type: str) -> str:
+    """The one of ``IMPLEMENTATIONS`` that dispatch chooses on ``device_type`` here."""
     if device_type == "cpu":
         return "compiled" if compiled_serves() else "chunked"
     return "fla" if device_type == "cuda" else "chunked"

@@ -13,7 +13,7 @@ from hgrnx.report.summary import read_metrics, read_run
 # Okabe and Ito's palette, told apart with every kind of colour vision; markers differ as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 11.0,
     "axes.titlesize": 12.0,
     "axes.spines.top": False,
@@ -25,6 +25,11 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 _CHANCE = "#777777"
+
+
+def bar_colour(index: int) -> str:
+    """The colour of the series ``index``."""
+    return _COLOURS[index % len(_COLOURS)]
 
 
 def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
@@ -53,7 +58,7 @@ def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
     scale, unit = _word_scale(
         max(words for lines in curves.values() for points in lines.values() for words, _, _ in points)
     )
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4 * len(panels), 3.9), layout="constrained")
         for axes, (_, title, label_y) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
             for index, (label, points) in enumerate(curves[title].items()):
@@ -67,7 +72,7 @@ def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
             axes.set(title=title, xlabel=f"words seen{unit}", ylabel=label_y)
             axes.set_xlim(left=0)
         _legend(figure, list(runs))
-        _save(figure, out)
+        save_figure(figure, out)
     return True
 
 
@@ -94,7 +99,7 @@ def plot_phenomena(runs: Mapping[str, Path], out: Path) -> bool:
 
     groups.sort(key=mean)
     height = 0.8 / len(found)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 1.4 + len(groups) * max(0.36, 0.2 * len(found) + 0.12)), layout="constrained")
         axes = figure.subplots()
         for index, (label, run) in enumerate(found.items()):
@@ -105,7 +110,7 @@ def plot_phenomena(runs: Mapping[str, Path], out: Path) -> bool:
                 [100 * row["accuracy"] for row in rows],
                 height * 0.9,
                 xerr=[100 * row["stderr"] for row in rows],
-                color=_COLOURS[index % len(_COLOURS)],
+                color=bar_colour(index),
                 hatch=("", "///", "...")[index // len(_COLOURS) % 3],
                 error_kw={"elinewidth": 1.0, "ecolor": "#333333"},
                 label=label,
@@ -117,7 +122,7 @@ def plot_phenomena(runs: Mapping[str, Path], out: Path) -> bool:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         _legend(figure, list(runs))
-        _save(figure, out)
+        save_figure(figure, out)
     return True
 
 
@@ -133,7 +138,7 @@ def draw_bars(names: Sequence[str], panels: Mapping[str, Sequence[float]], out: 
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.2 + 3.9 * len(panels), 1.5 + 0.36 * len(names)), layout="constrained")
         figure.suptitle(title)
         for axes, (quantity, values) in zip(
@@ -146,7 +151,7 @@ def draw_bars(names: Sequence[str], panels: Mapping[str, Sequence[float]], out: 
             axes.tick_params(axis="y", length=0)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        _save(figure, out)
+        save_figure(figure, out)
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
@@ -209,7 +214,8 @@ def _word_scale(most: float) -> tuple[float, str]:
     return 1.0, ""
 
 
-def _save(figure: Any, out: Path) -> None:
+def save_figure(figure: Any, out: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     figure.savefig(aside, format="png", dpi=150)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgrnx.errors import UserError
-from hgrnx.evaluation.classifier import Classifier, class_logits, encode_texts, longest_first
+from hgrnx.evaluation.classifier import Classifier, class_logits, encode_texts, length_buckets, longest_first
 
 CPU = torch.device("cpu")
 
@@ -88,3 +88,12 @@ def test_texts_are_cut_longest_first(first: int, second: int, room: int) -> None
     words.enable_truncation(room, strategy="longest_first")
     ids = words.encode("a " * first, "b " * second).ids
     assert longest_first(first, second, room) == (ids.count(0), ids.count(1))
+
+
+def test_buckets_hold_every_row_once_within_the_limit() -> None:
+    lengths = [5, 1, 9, 5, 30, 2, 5]
+    buckets = list(length_buckets(lengths, 12))
+    assert sorted(np.concatenate(buckets).tolist()) == list(range(7))
+    for bucket in buckets:
+        assert len(bucket) == 1 or len(bucket) * max(lengths[i] for i in bucket) <= 12
+    assert [4] in [bucket.tolist() for bucket in buckets], "a row over the limit goes alone"

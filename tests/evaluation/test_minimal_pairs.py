@@ -70,11 +70,11 @@ def test_accuracy_follows_the_official_rule_and_shows_ties() -> None:
     }
     summary = summarise(scores, {"a": "x", "b": "x", "c": "y"})
     a, b, c = summary.files
-    assert (a.accuracy, a.accuracy_ties_half, a.ties, a.pairs) == (0.75, 0.625, 1, 4)
+    assert (a.accuracy, a.accuracy_ties_half, a.ties, a.items) == (0.75, 0.625, 1, 4)
     assert a.stderr == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
     assert (b.accuracy, c.accuracy, c.stderr) == (0.5, 0.0, 0.0)
     x, y = summary.groups
-    assert (x.name, x.accuracy, x.pairs, x.ties) == ("x", 0.625, 6, 1)
+    assert (x.name, x.accuracy, x.items, x.ties) == ("x", 0.625, 6, 1)
     assert (y.name, y.accuracy) == ("y", 0.0)
     # The mean of files, not of pairs (5 of 14 would be 0.357), nor of groups.
     assert summary.overall.accuracy == pytest.approx((0.75 + 0.5 + 0.0) / 3)

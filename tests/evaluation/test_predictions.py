@@ -30,7 +30,19 @@ def texts(name: str, values: list[Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def content() -> dict[str, Any]:
+def few_subtasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller challenge."""
+    names = {
+        "blimp": ("agreement", "islands"),
+        "supplement": ("hypernym",),
+        "ewok": ("social",),
+        "glue": ("cola", "mrpc", "rte"),
+    }
+    monkeypatch.setattr("hgrnx.evaluation.predictions.SUBTASKS", names)
+
+
+@pytest.fixture
+def content(few_subtasks: None) -> dict[str, Any]:
     return {
         "blimp": {
             "agreement": texts("agreement", [" Dogs bark.", "dogs BARK loudly. ", " Cat run.", " Cats run."]),  # 3 of 4

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hgrnx.evaluation.scoring import length_buckets, score_tokens
+from hgrnx.evaluation.scoring import score_tokens
 from hgrnx.models import LanguageModel
 
 
@@ -13,12 +13,3 @@ def test_long_rows_are_scored_in_parts_of_the_head(model: LanguageModel) -> None
         log_probs = model(torch.tensor(row[None, :-1]))[0].double().log_softmax(-1)
     wanted = float(log_probs.gather(1, torch.tensor(row[1:, None])).sum())
     np.testing.assert_allclose(score_tokens(model, [row], batch_tokens=64), [wanted], rtol=1e-5)
-
-
-def test_buckets_hold_every_row_once_within_the_limit() -> None:
-    lengths = [5, 1, 9, 5, 30, 2, 5]
-    buckets = list(length_buckets(lengths, 12))
-    assert sorted(np.concatenate(buckets).tolist()) == list(range(7))
-    for bucket in buckets:
-        assert len(bucket) == 1 or len(bucket) * max(lengths[i] for i in bucket) <= 12
-    assert [4] in [bucket.tolist() for bucket in buckets], "a row over the limit goes alone"

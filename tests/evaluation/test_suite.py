@@ -21,7 +21,7 @@ def test_metrics_and_tables(model: LanguageModel, dataset: Any) -> None:
     assert result.metrics["dev/bits_per_byte"] == pytest.approx(counts.bits_per_byte)
     assert result.metrics["dev/loss"] == pytest.approx(counts.nats_per_token)
     rows = {row["name"]: row for row in result.tables["files"]}
-    assert {name: row["pairs"] for name, row in rows.items()} == {"agreement_a": 18, "agreement_b": 18, "islands": 14}
+    assert {name: row["items"] for name, row in rows.items()} == {"agreement_a": 18, "agreement_b": 18, "islands": 14}
     mean = (rows["agreement_a"]["accuracy"] + rows["agreement_b"]["accuracy"]) / 2
     assert result.metrics["pairs/agreement/accuracy"] == pytest.approx(mean)
     assert result.metrics["pairs/accuracy"] == pytest.approx((2 * mean + rows["islands"]["accuracy"]) / 3)
@@ -37,8 +37,8 @@ def test_samples_only_before_the_end(model: LanguageModel, dataset: Any) -> None
     config = EvaluationConfig(pairs_per_file=5, dev_documents=3)
     sampled = evaluate(model, dataset, config, final=False)
     everything = evaluate(model, dataset, config, final=True)
-    assert [row["pairs"] for row in sampled.tables["files"]] == [5, 5, 5]
-    assert [row["pairs"] for row in everything.tables["files"]] == [18, 18, 14]
+    assert [row["items"] for row in sampled.tables["files"]] == [5, 5, 5]
+    assert [row["items"] for row in everything.tables["files"]] == [18, 18, 14]
     counts = bits_per_byte(model, dataset.split("dev"), documents=3)
     assert sampled.metrics["dev/loss"] == pytest.approx(counts.nats_per_token)
     assert everything.metrics["dev/loss"] != sampled.metrics["dev/loss"]

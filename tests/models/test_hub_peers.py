@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from architectures import CONFIGS, lively
 
-from hgrnx.data.benchmarks import MinimalPair
-from hgrnx.data.tokenizer import BOS_ID, load_tokenizer, save_tokenizer, train_tokenizer
+from hgrnx.data.benchmarks import MinimalPair, read_bear
+from hgrnx.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from hgrnx.evaluation.bear import Bear
+from hgrnx.evaluation.results import run_task
 from hgrnx.evaluation.scorer import Scorer
 from hgrnx.models import LanguageModel
 from hgrnx.models.folders import save_folder
@@ -22,6 +24,7 @@ from hgrnx.models.generation import generate
 
 pytestmark = pytest.mark.slow
 
+BOS_ID = 0
 SUBJECTS = ("the dog", "a cat", "the dogs", "some big cats", "every other bird")
 PAIRS = [
     MinimalPair(f"{subject} {verb} the {thing}.", f"{subject} the {verb} {thing}.", "order", "")
@@ -175,3 +178,52 @@ class TestLmPubQuiz:
             sentences = [f"{subject} chases {answer}." for answer in self.ANSWERS]
             wanted = [exported.scores([s[0].upper() + s[1:]], prefix="")[0] for s in sentences]
             np.testing.assert_allclose(given, wanted, atol=1e-4)
+
+    @pytest.mark.parametrize("reduction", ["sum", "mean"])
+    def test_bear(self, tmp_path: Path, reduction: Any) -> None:
+        """A whole data set: every score, and every accuracy, by relation, template and domain."""
+        quiz = pytest.importorskip("lm_pub_quiz", reason="lm-pub-quiz is not installed", exc_type=ImportError)
+        import hgrnx.models.hub  # noqa: F401
+
+        folder = tmp_path / "bear" / "BEAR"
+        folder.mkdir(parents=True)
+        relations = {
+            "P1": (["[X] chases [Y].", "[Y] sees [X].", "[X] or [Y]?"], self.ANSWERS, SUBJECTS, ["Arts", "Other"]),
+            "P2": (["[X] sees [Y].", "[Y] chase [X]!", "the [X]: [Y]"], self.ANSWERS[:2], SUBJECTS[1:4], ["Arts"]),
+        }
+        metadata: dict[str, Any] = {}
+        for name, (templates, answers, subjects, _) in relations.items():
+            ids = [f"{name}O{i}" for i in range(len(answers))]
+            metadata[name] = {"templates": templates, "answer_space_labels": answers, "answer_space_ids": ids}
+            rows = [
+                {"sub_id": f"S{i}", "sub_label": subject, "sub_aliases": [], "answer_idx": i % len(answers)}
+                | {"obj_id": ids[i % len(answers)], "obj_label": answers[i % len(answers)]}
+                for i, subject in enumerate(subjects)
+            ]
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "metadata_relations.json").write_text(json.dumps(metadata))
+        domains = {name: {"domains": facts[3]} for name, facts in relations.items()}
+        (folder.parent / "relation_info.json").write_text(json.dumps(domains))
+
+        exported = Exported("hgrn2", tmp_path)
+        task = Bear(read_bear(folder), reduction=reduction)
+        ours = run_task(task, Scorer(exported.model, exported.tokenizer, BOS_ID), tmp_path / "kept")
+        evaluator = quiz.Evaluator.from_model(str(exported.folder), model_type="CLM", device="cpu")
+        data = quiz.Dataset.from_path(folder, relation_info=folder.parent / "relation_info.json")
+        theirs = evaluator.evaluate_dataset(data, batch_size=3, reduction=reduction)
+        for relation in theirs:
+            table = relation.instance_table.sort_values(["template_index", "instance_index"])
+            scores = np.array(ours.predictions[relation.relation_code]["scores"])
+            np.testing.assert_allclose(np.array(table["pll_scores"].tolist()).reshape(scores.shape), scores, atol=1e-4)
+        assert ours.score.overall is not None
+        assert ours.score.overall.accuracy == pytest.approx(theirs.get_metrics("accuracy"))
+        assert {row.name: row.accuracy for row in ours.score.subtasks} == pytest.approx(
+            dict(theirs.get_metrics("accuracy", accumulate=False))
+        )
+        assert {row.name: row.accuracy for row in ours.score.groups} == pytest.approx(
+            dict(theirs.get_metrics("accuracy", accumulate="domains"))
+        )
+        for index, row in enumerate(ours.score.templates):
+            alone = evaluator.evaluate_dataset(data, template_index=index, batch_size=3, reduction=reduction)
+            assert row.accuracy == pytest.approx(alone.get_metrics("accuracy"))
+        assert len({row.accuracy for row in [*ours.score.groups, *ours.score.templates]}) > 2

@@ -92,7 +92,7 @@ def _row(group: str, bad: np.ndarray) -> dict[str, Any]:
     accuracy, ties = float((bad <= 0).mean()), int((bad == 0).sum())
     return {
         "group": group,
-        "pairs": len(bad),
+        "items": len(bad),
         "accuracy": accuracy,
         "stderr": float(np.sqrt(accuracy * (1 - accuracy) / len(bad))),
         "ties": ties,
@@ -104,7 +104,7 @@ def _mean(group: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": group,
         "group": group,
-        "pairs": sum(row["pairs"] for row in rows),
+        "items": sum(row["items"] for row in rows),
         "accuracy": float(np.mean([row["accuracy"] for row in rows])),
         "stderr": float(np.sqrt(sum(row["stderr"] ** 2 for row in rows)) / len(rows)),
         "ties": sum(row["ties"] for row in rows),

@@ -17,13 +17,13 @@ from hgrnx.report.plots import plot_curves, plot_phenomena, smoothed
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that were saved."""
     kept: list[Any] = []
-    save = plots._save
+    save = plots.save_figure
 
     def keep(figure: Any, out: Path) -> None:
         kept.append(figure)
         save(figure, out)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     return kept
 
 

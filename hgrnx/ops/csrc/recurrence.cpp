@@ -149,16 +149,13 @@ struct Walk {
   T *const q, *const k, *const f, *const q_in, *const k_out, *const decay, *const carry, *const scores, *const v;
 };
 
+// Goes through the tokens of the walk's task. `states` are slices [K, L]: those before the first token, and then those
+// after the last one.
 template <typename T>
-void forward_task(const Problem& problem, const Task& task, void* initial, const Array& outputs, void* final) {
-  Walk<T> walk(problem, task);
-  const int64_t K = problem.K, V = problem.V, keys = walk.keys, values = walk.values;
-  const int64_t begin = task.begin(walk.value_slices), end = task.end(walk.value_slices);
-  T* const states = walk.w.values_state.get(walk.value_slices * K * L<T>);
+void read_tokens(Walk<T>& walk, T* states, const Array& outputs) {
+  const int64_t K = walk.problem.K, V = walk.problem.V, keys = walk.keys, values = walk.values;
+  const int64_t begin = walk.task.begin(walk.value_slices), end = walk.task.end(walk.value_slices);
   T* const o = walk.w.o.get(walk.C * values);
-  const T* const first = initial == nullptr ? nullptr : task.state<T>(problem, initial);
-  for (int64_t i = begin; i < end; ++i) load_values<T>(first, K, V, i, states + i * K * L<T>);
-
   for (int64_t c = 0; c < walk.chunks; ++c) {
     const Span at = walk.chunk(c);
     const int64_t blocks = walk.blocks(at);
@@ -176,8 +173,39 @@ void forward_task(const Problem& problem, const Task& task, void* initial, const
       }
     store(o, values, begin * L<T>, std::min(V, end * L<T>), outputs, at);
   }
+}
+
+template <typename T>
+void forward_task(const Problem& problem, const Task& task, void* initial, const Array& outputs, void* final) {
+  Walk<T> walk(problem, task);
+  const int64_t K = problem.K, V = problem.V;
+  const int64_t begin = task.begin(walk.value_slices), end = task.end(walk.value_slices);
+  T* const states = walk.w.values_state.get(walk.value_slices * K * L<T>);
+  const T* const first = initial == nullptr ? nullptr : task.state<T>(problem, initial);
+  for (int64_t i = begin; i < end; ++i) load_values<T>(first, K, V, i, states + i * K * L<T>);
+  read_tokens<T>(walk, states, outputs);
   for (int64_t i = begin; i < end; ++i)
     store_values<T>(states + i * K * L<T>, K, V, i, task.state<T>(problem, final));
+}
+
+// All sequences of one head, in preorder: sequence n goes on from the last one before it of a generation less. So a
+// state per generation is enough.
+template <typename T>
+void forest_task(const Problem& problem, const Task& task, const int64_t* generations, const Array& outputs) {
+  const int64_t slices = at::divup(problem.V, L<T>), slice = problem.K * L<T>;
+  const int64_t begin = task.begin(slices) * slice, end = task.end(slices) * slice;
+  const int64_t deepest = *std::max_element(generations, generations + problem.N);
+  T* const stack = workspace<T>().values_state.get((deepest + 1) * slices * slice);
+  for (int64_t n = 0; n < problem.N; ++n) {
+    T* const states = stack + generations[n] * slices * slice;
+    if (generations[n] == 0)
+      std::fill(states + begin, states + end, T(0));
+    else
+      std::copy(states + begin - slices * slice, states + end - slices * slice, states + begin);
+    const Task sequence{n, task.head, task.part, task.parts};
+    Walk<T> walk(problem, sequence);
+    read_tokens<T>(walk, states, outputs);
+  }
 }
 
 template <typename T>
@@ -275,10 +303,10 @@ void backward_task(const Problem& problem, const Task& task, void* initial, cons
     store_values<T>(d_values_state + i * K * L<T>, K, V, i, task.state<T>(problem, d_initial));
 }
 
-// Calls run(task) for all tasks on torch's threads; the next free thread takes the next task.
+// Calls run(task) for all tasks of `sequences` sequences on torch's threads; the next free thread takes the next task.
 template <typename F>
-void for_each_task(const Problem& problem, const F& run) {
-  const int64_t pairs = problem.N * problem.H, threads = at::get_num_threads();
+void for_each_task(const Problem& problem, int64_t sequences, const F& run) {
+  const int64_t pairs = sequences * problem.H, threads = at::get_num_threads();
   const int64_t tokens = problem.bounds ? problem.bounds[problem.N] : problem.N * problem.T;
   const bool little = tokens * problem.H * problem.K * problem.V < (1 << 20);  // less than waking threads costs
   const int64_t parts = pairs < threads && !little ? at::divup(threads, pairs) : 1, tasks = pairs * parts;
@@ -293,10 +321,10 @@ void for_each_task(const Problem& problem, const F& run) {
 }  // namespace
 }  // namespace hgrnx
 
-// Both return 0, or 1 where memory is short. States are [N, H, K, V]; `initial` and `d_initial` may be null.
+// All return 0, or 1 where memory is short. States are [N, H, K, V]; `initial` and `d_initial` may be null.
 HGRNX_EXPORT int64_t hgrnx_forward(const hgrnx::Problem* problem, void* initial, const hgrnx::Array* o, void* final) {
   return hgrnx::guarded([&] {
-    hgrnx::for_each_task(*problem, [&](const hgrnx::Task& task) {
+    hgrnx::for_each_task(*problem, problem->N, [&](const hgrnx::Task& task) {
       if (problem->type == hgrnx::kDouble)
         hgrnx::forward_task<double>(*problem, task, initial, *o, final);
       else
@@ -305,10 +333,23 @@ HGRNX_EXPORT int64_t hgrnx_forward(const hgrnx::Problem* problem, void* initial,
   });
 }
 
+// The outputs of a forest: `generations` [N] are the numbers of ancestors of its sequences, which lie in preorder.
+HGRNX_EXPORT int64_t hgrnx_forest_forward(const hgrnx::Problem* problem, const int64_t* generations,
+                                          const hgrnx::Array* o) {
+  return hgrnx::guarded([&] {
+    hgrnx::for_each_task(*problem, 1, [&](const hgrnx::Task& task) {
+      if (problem->type == hgrnx::kDouble)
+        hgrnx::forest_task<double>(*problem, task, generations, *o);
+      else
+        hgrnx::forest_task<float>(*problem, task, generations, *o);
+    });
+  });
+}
+
 HGRNX_EXPORT int64_t hgrnx_backward(const hgrnx::Problem* problem, void* initial, const hgrnx::Gradients* grads,
                                     void* d_final, void* d_initial) {
   return hgrnx::guarded([&] {
-    hgrnx::for_each_task(*problem, [&](const hgrnx::Task& task) {
+    hgrnx::for_each_task(*problem, problem->N, [&](const hgrnx::Task& task) {
       if (problem->type == hgrnx::kDouble)
         hgrnx::backward_task<double>(*problem, task, initial, *grads, d_final, d_initial);
       else
