@@ -75,7 +75,7 @@ def test_long_rows_are_cut_and_keep_both_texts(tokenizer: Any) -> None:
 
 
 def test_a_separator_that_fills_the_row_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="6 tokens, too many for max_length=8"):
+    with pytest.raises(UserError, match="6 tokens long, too many for max_length=8"):
         encode_texts(tokenizer, 0, [("the dog", "cats")], max_length=8, separator="######")
 
 
