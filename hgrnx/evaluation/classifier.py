@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hgrnx.errors import UserError
 from hgrnx.evaluation.scoring import Precision
 from hgrnx.models import LanguageModel
 
@@ -26,6 +27,7 @@ Texts = Sequence[tuple[str, str | None]]
 BATCH_TOKENS = defaultdict(lambda: 8192, cpu=2048)
 """Tokens, padding included, that go through the model at once, by kind of device."""
 
+_ENCODED_AT_ONCE = 10_000
 _SPREAD = 0.02  # initializer_range of transformers' models
 
 
@@ -64,23 +66,36 @@ def encode_texts(
 
     Each text has a space before it, like every line of the training text. Rows longer than ``max_length`` lose
     tokens at the end of the longer text first, as the tokenizers library's ``longest_first`` has it.
+
+    Raises:
+        UserError: ``separator`` leaves no room for the texts.
     """
-    firsts = tokenizer.encode_batch_fast([" " + first for first, _ in texts], add_special_tokens=False)
-    seconds = iter(
-        tokenizer.encode_batch_fast(
-            [" " + second for _, second in texts if second is not None], add_special_tokens=False
+    firsts = _token_ids(tokenizer, [first for first, _ in texts])
+    seconds = iter(_token_ids(tokenizer, [second for _, second in texts if second is not None]))
+    begin, between = np.array([bos_id]), np.array(tokenizer.encode(separator, add_special_tokens=False).ids, np.int64)
+    room = max_length - 1 - len(between)
+    if room < 2:
+        raise UserError(
+            f"The separator {separator!r} is {len(between)} tokens long, too many for max_length={max_length}."
         )
-    )
-    between = tokenizer.encode(separator, add_special_tokens=False).ids
     rows = []
-    for encoded, (_, text) in zip(firsts, texts, strict=True):
+    for first, (_, text) in zip(firsts, texts, strict=True):
         if text is None:
-            ids = [bos_id, *encoded.ids[: max_length - 1]]
+            rows.append(np.concatenate([begin, first[: max_length - 1]]))
         else:
-            first, second = encoded.ids, next(seconds).ids
-            keep, keep_second = longest_first(len(first), len(second), max_length - 1 - len(between))
-            ids = [bos_id, *first[:keep], *between, *second[:keep_second]]
-        rows.append(np.array(ids, dtype=np.int64))
+            second = next(seconds)
+            keep, keep_second = longest_first(len(first), len(second), room)
+            rows.append(np.concatenate([begin, first[:keep], between, second[:keep_second]]))
+    return rows
+
+
+def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids of each text with a space before it, int64; by and by, because the library's encodings are large."""
+    rows: list[np.ndarray] = []
+    for start in range(0, len(texts), _ENCODED_AT_ONCE):
+        part = [" " + text for text in texts[start : start + _ENCODED_AT_ONCE]]
+        encoded = tokenizer.encode_batch_fast(part, add_special_tokens=False)
+        rows += [np.array(encoding.ids, dtype=np.int64) for encoding in encoded]
     return rows
 
 

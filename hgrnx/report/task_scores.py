@@ -130,6 +130,9 @@ def _draw_task(axes: Any, task: str, rows: list[dict[str, Any]], label: str) -> 
         axes.barh([place + height / 2 for place in known], values, height, color=bar_colour(1), label=DISTILLED_10M)
     if task in _CHANCE:
         axes.axvline(50, color="#333333", linewidth=1, linestyle="--")
+        axes.annotate(
+            "chance", (50, 1), (0, 2), ("data", "axes fraction"), "offset points", ha="center", color="#777777"
+        )
     axes.set_yticks(places, [row["name"].replace("_", " ") for row in rows])
     axes.invert_yaxis()
     axes.set_title(TITLES.get(task, task), loc="left")

@@ -14,6 +14,8 @@ import pyarrow
 import pytest
 
 from hgrnx.config import DataConfig
+from hgrnx.data.benchmark_hub import fetch_benchmark
+from hgrnx.data.benchmarks import read_bear
 from hgrnx.data.hub import download, hub_files
 from hgrnx.data.prepare import prepare
 from hgrnx.data.sources import LineCounts, find_domain_files, find_text_files, read_labelled
@@ -36,6 +38,14 @@ FILES: dict[str, dict[str, bytes]] = {
         "train/01.jsonl.zst": b"not asked for",
     },
     "segyges/OpenWebText2": {"openwebtext2.jsonl.zst.tar": b""},
+    "lm-pub-quiz/BEAR": {
+        "BEAR/metadata_relations.json": json.dumps(
+            {"P1": {"templates": ["[X] is [Y]."], "answer_space_labels": ["red", "blue"]}}
+        ).encode(),
+        "BEAR/P1.jsonl": json.dumps({"sub_label": "The sky", "answer_idx": 1}).encode(),
+        "relation_info.json": json.dumps({"P1": {"domains": ["Arts"]}}).encode(),
+        "BEAR-big/P1.jsonl": b"not asked for",
+    },
 }
 
 
@@ -145,6 +155,16 @@ def test_what_the_hub_does_not_have() -> None:
         hub_files(source.model_copy(update={"files": ("train/99*",)}), "pile-10m")
     with pytest.raises(UserError, match=r"owner/nothing \(revision main\).* does not have it.*--source DIR"):
         hub_files(source.model_copy(update={"dataset": "owner/nothing"}), "pile-10m")
+
+
+@pytest.mark.usefixtures("hub")
+def test_bear_is_downloaded_and_the_challenges_own_files_are_not_there() -> None:
+    (relation,) = read_bear(fetch_benchmark("bear"))
+    assert (relation.statement(0, "The sky", relation.answers[1]), relation.domains) == ("The sky is blue.", ("Arts",))
+    with pytest.raises(UserError, match=r"benchmark ewok is ewok-core/ewok-core-1\.0.* give its folder with --data"):
+        fetch_benchmark("ewok")
+    with pytest.raises(UserError, match="evaluation data with --data"):
+        fetch_benchmark("blimp")
 
 
 def test_no_internet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

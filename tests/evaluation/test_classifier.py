@@ -11,6 +11,7 @@ from architectures import CONFIGS, VOCAB, lively
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hgrnx.errors import UserError
 from hgrnx.evaluation.classifier import Classifier, class_logits, encode_texts, length_buckets, longest_first
 
 CPU = torch.device("cpu")
@@ -71,6 +72,11 @@ def test_long_rows_are_cut_and_keep_both_texts(tokenizer: Any) -> None:
     cats = tokenizer.encode(" cats run").ids
     assert both[-len(cats) :].tolist() == cats  # the short text is whole
     assert set(both[1 : -len(cats) - 1]) == set(tokenizer.encode(" dog").ids)
+
+
+def test_a_separator_that_fills_the_row_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="6 tokens long, too many for max_length=8"):
+        encode_texts(tokenizer, 0, [("the dog", "cats")], max_length=8, separator="######")
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 40))

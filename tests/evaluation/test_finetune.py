@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hgrnx.evaluation.classifier import Classifier, class_logits
 from hgrnx.evaluation.finetune import EarlyStopping, Fit, Labelled, finetune, predict
 from hgrnx.evaluation.metrics import count_table, score_table
 from hgrnx.models import build_model
+from hgrnx.models.folders import save_folder
 
 CONFIG = FinetuneConfig(epochs=4, batch_size=16, learning_rate=3e-3)
 
@@ -159,3 +161,42 @@ def test_it_learns_on_a_gpu() -> None:
     fit = finetune(classifier, rows_of(192, 0), valid, CONFIG, select_by="accuracy", seed=5)
     assert max(epoch.score for epoch in fit.epochs) > 0.9
     assert (predict(classifier, valid.rows, CONFIG) == fit.predictions).all()
+
+
+@pytest.mark.slow
+def test_transformers_own_classifier_learns_the_same(tmp_path: Path) -> None:
+    """LlamaForSequenceClassification on padded rows, AdamW and the linear schedule of transformers' Trainer."""
+    transformers = pytest.importorskip("transformers")
+    model = lively(CONFIGS["transformer"])
+    save_folder(model, tmp_path)
+    pad = VOCAB - 1
+    train, valid = (
+        Labelled([np.where(row == pad, 9, row) for row in part.rows], part.labels)
+        for part in (rows_of(24, 0), rows_of(12, 1))
+    )
+    classifier = Classifier(model, 2, torch.Generator().manual_seed(1))
+    theirs = transformers.LlamaForSequenceClassification.from_pretrained(tmp_path, num_labels=2, pad_token_id=pad)
+    with torch.no_grad():
+        theirs.score.weight.copy_(classifier.score.weight)
+
+    def padded(part: Labelled) -> torch.Tensor:
+        rows = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in part.rows], True, pad)
+        return theirs(rows, attention_mask=(rows != pad).long()).logits
+
+    np.testing.assert_allclose(class_logits(classifier, valid.rows), padded(valid).detach().numpy(), atol=1e-4)
+    before = class_logits(classifier, valid.rows)
+    config = FinetuneConfig(epochs=1, batch_size=8, learning_rate=5e-3)
+    finetune(classifier, train, valid, config, select_by="accuracy", seed=0)
+    ours = class_logits(classifier, valid.rows)
+
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, 3)
+    for batch in np.random.default_rng([0, 0]).permutation(24).reshape(3, 8):
+        part = Labelled([train.rows[row] for row in batch], train.labels[batch])
+        torch.nn.functional.cross_entropy(padded(part), torch.from_numpy(part.labels)).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    assert np.abs(ours - before).max() > 0.3
+    np.testing.assert_allclose(ours, padded(valid).detach().numpy(), atol=2e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,14 @@ def test_finished_fine_tunings_are_kept_until_something_changes(run: Any, folder
     for change in ({"identity": "b"}, {"config": QUICK.model_copy(update={"epochs": 1})}):
         run(("cola",), seeds=(1,), **change)
         assert run.models == 1
-    write(folder, "cola", "valid", 20, 99)
-    run(("cola",), config=QUICK.model_copy(update={"epochs": 1}), seeds=(1,))
-    assert run.models == 1
+    for task, split in (("mnli-mm", "valid"), ("mnli", "valid"), ("mnli", "train.SUBSET")):
+        run(("mnli-mm",), seeds=(1,))
+        write(folder, task, split, 20, 99)
+        run(("mnli-mm",), seeds=(1,))
+        assert run.models == 1, (task, split)
+    shutil.copy(tmp_path / "out" / "mnli-mm-seed1.json", tmp_path / "out" / "mnli-mm-seed4.json")
+    run(("mnli-mm",), seeds=(4,))
+    assert run.models == 1  # not what seed 1 gave
 
 
 def test_a_kill_between_two_seeds_loses_only_the_unfinished_one(run: Any, tmp_path: Path) -> None:
@@ -134,7 +140,9 @@ def test_a_kill_between_two_seeds_loses_only_the_unfinished_one(run: Any, tmp_pa
 
 
 def test_rows_may_be_fewer_and_the_first(run: Any) -> None:
-    (result,) = run(("cola",), GlueConfig(epochs=1, max_train_rows=7))
+    seen: list[GlueProgress] = []
+    (result,) = run(("cola",), GlueConfig(epochs=1, max_train_rows=7), on_progress=seen.append)
+    assert {progress.total for progress in seen} == {7}
     assert result.train_rows == 7 and result.settings.max_train_rows == 7 and result.seeds[0].seed == 12
     assert result.spread is None
 

@@ -240,6 +240,27 @@ def test_broken_weights_are_named(
     assert not (evaluation_folder(folder, places) / "tasks.json").exists()
 
 
+@pytest.mark.slow
+def test_a_run_in_mlflow_gets_scores_files_and_the_figure(
+    folder: Path, places: Places, data: Path, console: Console
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from hgrnx.tracking import mlflow
+
+    places.home.mkdir()
+    mlflow.init_store(places.mlflow_uri)
+    run = mlflow.start_run(places.mlflow_uri, "hgrnx", "some-run", params={}, run_dir=folder)
+    content = score(folder, places, data, console, "supplement")
+    client = MlflowClient(places.mlflow_uri)
+    metrics = client.get_run(run).data.metrics
+    overall = content["tasks"]["supplement"]["overall"]
+    assert metrics["supplement/accuracy"] == pytest.approx(overall["accuracy"])
+    assert "supplement/hypernym/accuracy" in metrics and "macro/accuracy" not in metrics
+    names = {item.path for folder in ("eval", "figures") for item in client.list_artifacts(run, folder)}
+    assert names == {"eval/tasks.json", "eval/tasks.csv", "eval/tasks-predictions.json.gz", "figures/tasks.png"}
+
+
 def test_command_line(folder: Path, places: Places, data: Path) -> None:
     options = ["--data", str(data), "--home", str(places.home)]
     done = CliRunner().invoke(
