@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import statistics
 import threading
 import time
@@ -172,11 +173,17 @@ def _time(case: Case, device: torch.device) -> tuple[float, float]:
     with _threads(case.threads):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        start, cpu_start = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), _cpu_seconds()
         case.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - start, time.process_time() - cpu_start
+        return time.perf_counter() - start, _cpu_seconds() - cpu_start
+
+
+def _cpu_seconds() -> float:
+    """Of all threads, and of the processes that were started and have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 @contextmanager

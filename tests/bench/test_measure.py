@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -61,3 +63,16 @@ def test_memory_is_what_a_step_adds() -> None:
     assert little is not None and much is not None
     assert little < 10 and 60 < much < 120
     assert added_memory_mb(lambda: held.sum(), CPU) < 10  # type: ignore[operator]
+
+
+def test_the_time_of_the_processor_is_that_of_threads_and_of_processes_that_have_ended() -> None:
+    busy = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    alone, child = measure(
+        [
+            Case("alone", lambda: time.sleep(0.05)),
+            Case("child", lambda: subprocess.run([sys.executable, "-c", busy], check=True)),
+        ],
+        rounds=1,
+        warmup=0,
+    )
+    assert alone.cpu_seconds < 0.05 and 0.3 <= child.cpu_seconds < 5

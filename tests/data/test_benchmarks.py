@@ -18,6 +18,7 @@ from hgrnx.data.benchmarks import (
     GlueRow,
     MinimalPair,
     benchmark_texts,
+    find_benchmarks,
     read_bear,
     read_ewok,
     read_glue,

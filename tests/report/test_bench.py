@@ -14,6 +14,7 @@ def row(name: str, seconds: float, memory: float | None = 10.0) -> dict[str, Any
     return {
         "name": name,
         "seconds": seconds,
+        "cpu_seconds": 2 * seconds,
         "spread": 0.05,
         "memory_mb": memory,
         "tokens_per_second": 1000 / seconds,
@@ -26,7 +27,7 @@ def test_times_are_in_times_of_the_first(capsys) -> None:  # type: ignore[no-unt
     print_bench("a title", [row("ours", 0.1), row("theirs", 0.25, None)], make_console())
     lines = capsys.readouterr().out.splitlines()
     theirs = next(line for line in lines if "theirs" in line)
-    assert "250.0" in theirs and "2.50x" in theirs and "4,000" in theirs and "50%" in theirs
+    assert "250.0" in theirs and "500.0" in theirs and "2.50x" in theirs and "4,000" in theirs and "50%" in theirs
     assert any("ours" in line and "1.00x" in line for line in lines)
 
 
