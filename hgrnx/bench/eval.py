@@ -92,8 +92,7 @@ def _bear(relations: Sequence[BearRelation], folder: Path) -> Questions:
     for relation in relations:
         for template in range(len(relation.templates)):
             subject = relation.instances[0].subject
-            statements = [relation.statement(template, subject, answer) for answer in relation.answers]
-            texts += [statement[:1].upper() + statement[1:] for statement in statements]
+            texts += [relation.statement(template, subject, answer) for answer in relation.answers]
             bounds.append(len(texts))
     peer = partial(lm_pub_quiz_scores, folder, [relation.name for relation in relations])
     return Questions("BEAR", texts, "", np.array(bounds), peer, "lm-pub-quiz")

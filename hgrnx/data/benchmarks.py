@@ -94,8 +94,9 @@ class BearRelation:
     """Fields of knowledge it belongs to, where ``relation_info.json`` says so."""
 
     def statement(self, template: int, subject: str, answer: str) -> str:
-        """A template filled in."""
-        return self.templates[template].replace("[X]", subject).replace("[Y]", answer)
+        """A template filled in, its first letter made a capital (lm-pub-quiz's rule)."""
+        text = self.templates[template].replace("[X]", subject).replace("[Y]", answer)
+        return text[:1].upper() + text[1:]
 
 
 @dataclass(frozen=True)

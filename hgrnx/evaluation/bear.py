@@ -48,7 +48,7 @@ class Bear:
     def score(self, subtask: str, scorer: TextScorer) -> Choices:
         relation, templates = self.relations[subtask], self._templates(subtask)
         texts = [
-            _capitalised(relation.statement(template, instance.subject, answer))
+            relation.statement(template, instance.subject, answer)
             for template in templates
             for instance in relation.instances
             for answer in relation.answers
@@ -101,7 +101,3 @@ class Bear:
 
 def _over_instances(name: str, rows: Sequence[Accuracy]) -> Accuracy:
     return mean_accuracy(name, name, rows, [row.items for row in rows])
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -297,7 +297,7 @@ class TestBear:
         write_bear(tmp_path / "bear" / "BEAR")
         one, two = read_bear(tmp_path / "bear")
         assert (one.name, len(one.instances), len(one.templates), one.domains) == ("P1", 4, 3, ("Arts", "Geographic"))
-        assert two.statement(1, "dogs", two.answers[0]) == "run bark and dogs."
+        assert two.statement(1, "dogs", two.answers[0]) == "Run bark and dogs."
         assert [instance.answer for instance in one.instances] == [0, 1, 0, 1]
         (tmp_path / "bear" / "relation_info.json").unlink()
         assert read_bear(tmp_path / "bear" / "BEAR")[0].domains == ()
