@@ -160,7 +160,7 @@ def test_bear(write: Callable[..., Path]) -> None:
     assert relation == BearRelation(
         "P6", ("[X] has [Y].", "[Y] is of [X]."), ("red", "blue"), (BearInstance("Sky", ("heaven",), 1),)
     )
-    assert relation.statement(1, "Sky", "blue") == "blue is of Sky."
+    assert relation.statement(1, "Sky", "blue") == "Blue is of Sky."
     for number, (relations, fact, message) in enumerate(
         [
             ({"P6": {**BEAR["P6"], "templates": []}}, FACT, "P6: a relation needs the key 'templates'"),
@@ -213,7 +213,7 @@ def test_texts_for_the_search_of_overlaps(write: Callable[..., Path]) -> None:
     assert list(texts) == ["blimp", "ewok", "bear", "glue"]
     assert texts["blimp"] == [["It runs.", "It run."]]
     assert texts["ewok"][0][1] == "Ali helps Bo. Bo fears Ali." and len(texts["ewok"][0]) == 4
-    assert texts["bear"] == [["Sky has blue.", "blue is of Sky."]]
+    assert texts["bear"] == [["Sky has blue.", "Blue is of Sky."]]
     assert texts["glue"] == [["It runs."]]
 
 
