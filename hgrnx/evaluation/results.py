@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from hgrnx.data.benchmark_names import SUBTASKS
-from hgrnx.data.benchmarks import glue_files, read_glue_file
+from hgrnx.data.benchmarks import FOLDERS, glue_files, read_glue_file
 from hgrnx.data.folders import file_sha256
 from hgrnx.evaluation.choices import Accuracy, Choices, TextScorer, mean_accuracy
 from hgrnx.evaluation.files import read_gzip, write_gzip, write_whole
@@ -145,6 +145,7 @@ def save_results(folder: Path, results: Mapping[str, TaskResult], facts: Mapping
     for name, result in results.items():
         tasks[name] = {**result.score.as_dict(), **({"details": result.details} if result.details else {})}
         predictions[name] = result.predictions
+    tasks = {name: tasks[name] for name in sorted(tasks, key=[*FOLDERS, *tasks].index)}
     content = {**facts, "macro": _macro(tasks), "tasks": tasks}
     folder.mkdir(parents=True, exist_ok=True)
     write_gzip(folder / PREDICTIONS, predictions)

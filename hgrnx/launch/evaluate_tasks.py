@@ -160,9 +160,9 @@ def _progress(name: str, subtasks: int, console: Console) -> Iterator[Callable[[
 
 def _show(content: dict[str, Any], out: Path, folder: Path, places: Places, console: Console) -> None:
     """The table, the figure, the files' places, and all of it to the run in MLflow if it has one."""
+    plot_task_scores(content, out / _PLOT, folder.name)
     console.print()
     print_task_scores(content, console)
-    plot_task_scores(content, out / _PLOT, folder.name)
     console.print(f"\nScores {out / SCORES}\nTable  {out / TABLE}\nFigure {out / _PLOT}", highlight=False)
     log_evaluation(
         places, folder, task_metrics(content), [out / name for name in (SCORES, TABLE, PREDICTIONS)], out / _PLOT

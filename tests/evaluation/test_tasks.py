@@ -138,8 +138,8 @@ class TestBear:
 
     def test_instances_count_not_relations(self, relations: list[Any]) -> None:
         task = Bear(relations)
-        # P1: "the dog" is preferred always, so subjects 0 and 2 of 4 are right; P2: "run" always, so 1 of 2 ...
-        scorer = Told(lambda text: 2.0 * (text.lower().count("the dog")) + text.count("run"))
+        # P1: "the dog" is preferred, which is right for subjects 0 and 2 of 4; P2: the answer that never is.
+        scorer = Told(lambda text: 2.0 * (text.lower().count("the dog")) + 3 * text.lower().count("the cats see"))
         results = {name: task.score(name, scorer) for name in task.subtasks}
         score = task.summarise(results)
         by_hand = {name: (choices.chosen() == choices.right_N) for name, choices in results.items()}
@@ -153,6 +153,7 @@ class TestBear:
             assert (row.name, row.accuracy) == (f"template {place}", pytest.approx(rows.mean()))
         domains = {row.name: row.accuracy for row in score.groups}
         one, two = by_hand["P1"].mean(), by_hand["P2"].mean()
+        assert abs(one - two) > 0.1, "or weights would not matter"
         assert domains == {
             "Arts": pytest.approx((one * 4 / 2 + two * 2) / (4 / 2 + 2)),
             "Geographic": pytest.approx(one),
