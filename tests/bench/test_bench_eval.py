@@ -35,7 +35,8 @@ def data(tmp_path: Path) -> Path:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     facts = {}
     for name, templates in {"P1": ["[X] lives in [Y].", "[Y] is home to [X]."], "P2": ["[X] likes [Y]."]}.items():
-        facts[name] = {"templates": templates, "answer_space_labels": ["Rome", "old Paris", "Oslo"]}
+        answers = {"answer_space_labels": ["Rome", "old Paris", "Oslo"], "answer_space_ids": ["O0", "O1", "O2"]}
+        facts[name] = {"templates": templates, **answers}
         rows = [
             {
                 "sub_id": f"S{i}",

@@ -49,3 +49,13 @@ def test_the_cost_of_a_segment_grows_with_the_state() -> None:
     costs = {name: lively(config).segment_cost() for name, config in CONFIGS.items()}
     assert costs["hgrn2"] == costs["transformer"] == 0, "their states are not moved"
     assert 0 < costs["lstm"] < costs["mamba"] < costs["xlstm"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_reads_what_a_cpu_reads(model: LanguageModel) -> None:
+    ids = tokens(31)
+    with torch.no_grad():
+        wanted = model.read_forest(ids, FOREST)
+        given = model.cuda().read_forest(ids.cuda(), FOREST)
+    torch.testing.assert_close(given.cpu(), wanted, rtol=2e-2, atol=2e-2)  # products may be TF32
