@@ -19,7 +19,10 @@ class FinetuneConfig(Section):
     min_improvement: float = Field(default=0.001, ge=0)
     """What counts as an improvement for ``patience``; the best epoch is the best by any margin."""
     select_by: Literal["accuracy", "f1", "mcc"] | None = None
-    """What the best epoch is best at, on the valid rows; the pipeline's when absent (two classes f1, else accuracy)."""
+    """What the best epoch is best at, on the valid rows; the pipeline's when absent (two classes f1, else accuracy).
+
+    F1 is highest for a weak model that accepts every sentence of CoLA; ``mcc`` there chooses what is reported.
+    """
     batch_size: int = Field(default=64, ge=1)
     """Rows of an update."""
     learning_rate: float = Field(default=5e-5, gt=0)
