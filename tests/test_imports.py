@@ -30,7 +30,7 @@ ALLOWED = {
     "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking"},
     "runs": BASE | {"models", "data", "training"},
     "export": BASE | {"models", "data", "training", "report", "runs"},
-    "launch": BASE | {"models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
+    "launch": BASE | {"ops", "models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
     "cli": BASE | {"models", "data", "evaluation", "tracking", "report", "runs", "export", "launch", "bench", "doctor"},
 }
 # Single files that may import more than their room.

@@ -33,6 +33,7 @@ from hgrnx.evaluation.scorer import Scorer
 from hgrnx.evaluation.submission import check_submission_path, write_submission
 from hgrnx.launch.task_request import TaskRequest
 from hgrnx.launch.tracked import log_evaluation
+from hgrnx.ops.cpu import guard_bf16_products
 from hgrnx.paths import Places
 from hgrnx.report.task_scores import plot_task_scores, print_task_scores
 from hgrnx.runs import OpenedModel, evaluation_folder, find_run, open_folder
@@ -57,6 +58,8 @@ def evaluate_tasks(
             missing or damaged, an output that cannot be written; later: scores that are no numbers.
     """
     folder, plan = _check(name, places, request)
+    if request.precision == "bf16":
+        guard_bf16_products()
     opened = open_folder(folder)
     model = opened.model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = opened.tokenizer()
