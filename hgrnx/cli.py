@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from hgrnx.bench.commands import app as bench_app
 from hgrnx.errors import UserError
+from hgrnx.options import Home
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,8 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, distil and evaluate HGRN2 language models on small amounts of text.",
 )
+app.add_typer(bench_app, name="bench")
 
-Home = Annotated[Path | None, typer.Option(help="Where runs, data and the MLflow database live [HGRNX_HOME].")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: training.learning_rate=2e-3 ...")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of reusing what was done before.")]
 
@@ -292,57 +294,6 @@ def doctor(
     print_machine(places, console)
     if loaded is not None:
         print_estimates(loaded, places, console)
-
-
-@app.command()
-def bench(
-    what: Annotated[str, typer.Argument(help="op (the recurrence), model (training steps), distill, data or eval.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8,
-    seq_len: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 512,
-    heads: Annotated[int, typer.Option(min=1, help="Heads (op).")] = 4,
-    head_size: Annotated[int, typer.Option(min=1, help="Keys, and values, of a head (op).")] = 64,
-    architecture: Annotated[str, typer.Option(help="hgrn2, transformer, lstm, mamba or xlstm (model).")] = "hgrn2",
-    precision: Annotated[
-        list[str] | None, typer.Option(help="fp32 or bf16; give it twice for both [fp32; eval: both].")
-    ] = None,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Also peers under torch.compile (model).")] = False,
-    rounds: Annotated[int | None, typer.Option(min=1, help="How often each is timed, in turns [7; data 3].")] = None,
-    source: Annotated[Path | None, typer.Option(help="Text to prepare (data).")] = None,
-    track: Annotated[
-        str, typer.Option(help="Track whose training folder of the source is taken (data).")
-    ] = "strict-small",
-    gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Folder with the benchmarks (eval).")] = None,
-    model: Annotated[str | None, typer.Option(help="A run, or a Hugging Face folder [a fresh one] (eval).")] = None,
-    items: Annotated[int, typer.Option(min=1, help="Pairs of each of BLiMP's files (eval).")] = 8,
-    home: Home = None,
-) -> None:
-    """Measure speed and memory on this machine, beside the implementations installed on it."""
-    from hgrnx.bench.run import run_bench
-    from hgrnx.console import make_console
-    from hgrnx.paths import resolve_places
-    from hgrnx.runs import open_model
-
-    places = resolve_places(home)
-    run_bench(
-        what,
-        places.home / "bench",
-        make_console(),
-        batch_size=batch_size,
-        seq_len=seq_len,
-        heads=heads,
-        head_size=head_size,
-        architecture=architecture,
-        precisions=tuple(precision or (["fp32", "bf16"] if what == "eval" else ["fp32"])),
-        compiled=compiled,
-        rounds=rounds,
-        use_gpu=gpu,
-        source=source,
-        track=track,
-        data=data,
-        model=open_model(model, places) if model else None,
-        items=items,
-    )
 
 
 @app.command()

@@ -17,6 +17,7 @@ ALLOWED = {
     "errors": set(),
     "paths": {"errors"},
     "console": set(),
+    "options": set(),
     "config": {"errors"},
     "ops": BASE,
     "data": BASE,
@@ -26,12 +27,14 @@ ALLOWED = {
     "evaluation": BASE | {"ops", "models", "data"},
     "training": BASE | {"ops", "models", "objectives", "data", "evaluation", "tracking"},
     "report": BASE,
-    "bench": BASE | {"ops", "models", "objectives", "data", "evaluation", "training", "tracking", "report", "runs"},
+    "bench": BASE
+    | {"ops", "models", "objectives", "data", "evaluation", "training", "tracking", "report", "runs", "options"},
     "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking"},
     "runs": BASE | {"models", "data", "training"},
     "export": BASE | {"models", "data", "training", "report", "runs"},
     "launch": BASE | {"ops", "models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
-    "cli": BASE | {"models", "data", "evaluation", "tracking", "report", "runs", "export", "launch", "bench", "doctor"},
+    "cli": BASE
+    | {"models", "data", "evaluation", "tracking", "report", "runs", "export", "launch", "bench", "doctor", "options"},
 }
 # Single files that may import more than their room.
 ALSO = {"evaluation/finetune.py": {"training"}}
@@ -46,7 +49,7 @@ OWNERS = {
     "lm_pub_quiz": ("bench/eval_peers.py",),
     "triton": ("ops/",),
     "mamba_ssm": ("ops/",),
-    "typer": ("cli.py",),
+    "typer": ("cli.py", "options.py", "bench/commands.py"),
     "matplotlib": ("report/",),
     "huggingface_hub": ("data/hub.py", "export.py"),
     "rensa": ("data/duplicates.py",),

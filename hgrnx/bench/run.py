@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,147 +27,129 @@ from hgrnx.report.bench import print_bench, save_bench
 from hgrnx.runs import OpenedModel
 from hgrnx.tracking.environment import describe_environment
 
-KINDS = ("op", "model", "distill", "data", "eval")
 
+@dataclass(frozen=True)
+class Bench:
+    """What all benchmarks share; each method measures, prints a table, and writes JSON and plot into ``folder``.
 
-def run_bench(
-    kind: str,
-    folder: Path,
-    console: Console,
-    *,
-    batch_size: int,
-    seq_len: int,
-    heads: int = 4,
-    head_size: int = 64,
-    architecture: str = "hgrn2",
-    precisions: tuple[str, ...] = ("fp32",),
-    compiled: bool = False,
-    rounds: int | None = None,
-    use_gpu: bool = False,
-    source: Path | None = None,
-    track: str = "strict-small",
-    data: Path | None = None,
-    model: OpenedModel | None = None,
-    items: int = 8,
-) -> Path:
-    """Measure ``kind`` (one of :data:`KINDS`), print a table and write JSON and plot into ``folder``.
-
-    ``heads`` and ``head_size`` are for ``op``, ``architecture`` and ``compiled`` (also measure peers under
-    ``torch.compile``) for ``model``; ``distill`` takes the first of ``precisions``; ``source`` and ``track`` say which
-    text ``data`` takes. ``eval`` scores ``items`` pairs of each of BLiMP's files in ``data``, and BEAR, with ``model``
-    (a fresh small one when None). ``rounds`` are 7 when None, 3 for ``data``. Returns the JSON file.
+    Methods return the JSON file.
 
     Raises:
-        UserError: an unknown kind, architecture or precision, a GPU or benchmarks that are not there.
+        UserError: a GPU is asked for and not there; methods: an unknown precision or architecture, text or benchmarks
+            that are not there.
     """
-    if kind not in KINDS:
-        raise UserError(f"hgrnx bench: '{kind}' is none of {', '.join(KINDS)}.")
-    wrong = [name for name in precisions if name not in ("fp32", "bf16")]
-    if wrong or not precisions:
-        raise UserError(f"hgrnx bench: precision '{', '.join(wrong)}' is none of fp32, bf16.")
-    if architecture not in SIZES:
-        raise UserError(f"hgrnx bench: architecture '{architecture}' is none of {', '.join(SIZES)}.")
-    if use_gpu and not torch.cuda.is_available():
-        raise UserError("hgrnx bench: --gpu needs a CUDA GPU that torch sees; there is none.")
-    device = torch.device("cuda" if use_gpu else "cpu")
-    if not use_gpu:  # what a training does
-        guard_bf16_products()
-        keep_freed_memory()
-    if kind == "data":
-        if source is None:
-            raise UserError("hgrnx bench data needs a text: --source DIR, as hgrnx prepare takes it.")
+
+    folder: Path
+    console: Console
+    use_gpu: bool = False
+    rounds: int | None = None
+    """How often each case is timed; each benchmark has its own number when None."""
+
+    def __post_init__(self) -> None:
+        if self.use_gpu and not torch.cuda.is_available():
+            raise UserError("hgrnx bench: --gpu needs a CUDA GPU that torch sees; there is none.")
+        if not self.use_gpu:  # what a training does
+            guard_bf16_products()
+            keep_freed_memory()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.use_gpu else "cpu")
+
+    @property
+    def where(self) -> str:
+        """The device in words."""
+        return torch.cuda.get_device_name() if self.use_gpu else f"CPU, {torch.get_num_threads()} threads"
+
+    def op(self, batch_size: int, seq_len: int, heads: int, head_size: int, precisions: Sequence[str]) -> Path:
+        """The recurrence, by every implementation."""
+        cases: list[Case] = []
+        for precision in _checked(precisions):
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            cases += op_cases(batch_size, seq_len, heads, head_size, self.device, dtype)
+        return self._steps("op", f"B{batch_size} T{seq_len} H{heads} K{head_size} V{head_size}", cases)
+
+    def model(
+        self, architecture: str, batch_size: int, seq_len: int, precisions: Sequence[str], *, compiled: bool = False
+    ) -> Path:
+        """Training steps of an architecture and its peers, with ``compiled`` also these under ``torch.compile``."""
+        if architecture not in SIZES:
+            raise UserError(f"hgrnx bench: architecture '{architecture}' is none of {', '.join(SIZES)}.")
+        cases = model_cases(architecture, batch_size, seq_len, self.device, _checked(precisions), compiled)
+        return self._steps("model", f"{batch_size} x {seq_len} tokens", cases)
+
+    def distill(self, batch_size: int, seq_len: int, precision: str) -> Path:
+        """A distillation step beside a plain one and naive ones."""
+        _checked([precision])
+        cases = distill_cases(batch_size, seq_len, self.device, precision)
+        return self._steps("distill", f"{batch_size} x {seq_len} tokens", cases)
+
+    def data(self, source: Path, track: str, seq_len: int) -> Path:
+        """Preparing the text of ``source`` beside ``datasets.map``, and the loader."""
         with tempfile.TemporaryDirectory() as work:
             bench = DataBench(source, track, seq_len, Path(work))
             title = f"data, {bench.bytes / 1e6:,.1f} MB of text to blocks of {seq_len} tokens"
-            measurements = _measure(bench.cases(), console, rounds=rounds or 3, warmup=0, device=device)
-            return _report(kind, title, measurements, bench.notes(measurements), folder, console)
-    where = torch.cuda.get_device_name(device) if use_gpu else f"CPU, {torch.get_num_threads()} threads"
-    if kind == "eval":
-        if data is None:
-            raise UserError("hgrnx bench eval: --data names the folder with the benchmarks (blimp_filtered, bear).")
-        return _run_eval(
-            data, model, items, cast(tuple[Precision, ...], precisions), rounds or 7, device, where, folder, console
-        )
-    shape = f"{batch_size} x {seq_len} tokens"
-    cases: list[Case] = []
-    if kind == "op":
-        shape = f"B{batch_size} T{seq_len} H{heads} K{head_size} V{head_size}"
-        for precision in precisions:
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            cases += op_cases(batch_size, seq_len, heads, head_size, device, dtype)
-    elif kind == "model":
-        cases = model_cases(architecture, batch_size, seq_len, device, precisions, compiled)
-    else:
-        cases = distill_cases(batch_size, seq_len, device, precisions[0])
-    title = f"{kind}, {shape}, forward and backward, {where}"
-    measurements = _measure(cases, console, rounds=rounds or 7, warmup=2, device=device)
-    return _report(kind, title, measurements, [], folder, console)
+            measurements = self._measure(bench.cases(), rounds=self.rounds or 3, warmup=0)
+            rows = [measurement.row() for measurement in measurements]
+            print_bench(title, rows, self.console)
+            return self._save("data", title, rows, bench.notes(measurements))
 
+    def eval(self, data: Path, opened: OpenedModel | None, items: int, precisions: Sequence[str]) -> Path:
+        """Scoring ``items`` pairs of each of BLiMP's files in ``data``, and BEAR; with a fresh model when None."""
+        rows: list[dict[str, Any]] = []
+        notes: list[str] = []
+        kinds = _checked(precisions)
+        with tempfile.TemporaryDirectory(prefix="hgrnx-bench-") as scratch:
+            all_questions = read_questions(data, items)
+            opened = opened or small_model(all_questions, Path(scratch))
+            for questions in all_questions:
+                found = ways(questions, opened, Path(scratch) / "exported", kinds, self.device)
+                cases = cases_of(questions, found, opened.tokenizer())
+                part = compare(questions, found, self._measure(cases, rounds=self.rounds or 7, warmup=1))
+                print_bench(
+                    f"eval, {len(questions.texts):,} texts of {questions.name}, {self.where}", part, self.console
+                )
+                rows += part
+                notes += verdicts(questions, part)
+        return self._save("eval", f"eval, {self.where}", rows, notes)
 
-def _run_eval(
-    data: Path,
-    model: OpenedModel | None,
-    items: int,
-    precisions: tuple[Precision, ...],
-    rounds: int,
-    device: torch.device,
-    where: str,
-    folder: Path,
-    console: Console,
-) -> Path:
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="hgrnx-bench-") as scratch:
-        all_questions = read_questions(data, items)
-        opened = model or small_model(all_questions, Path(scratch))
-        for questions in all_questions:
-            found = ways(questions, opened, Path(scratch) / "exported", precisions, device)
-            measured = _measure(
-                cases_of(questions, found, opened.tokenizer()), console, rounds=rounds, warmup=1, device=device
+    def _steps(self, kind: str, shape: str, cases: list[Case]) -> Path:
+        title = f"{kind}, {shape}, forward and backward, {self.where}"
+        rows = [measurement.row() for measurement in self._measure(cases, rounds=self.rounds or 7, warmup=2)]
+        print_bench(title, rows, self.console)
+        return self._save(kind, title, rows, [])
+
+    def _measure(self, cases: list[Case], *, rounds: int, warmup: int) -> list[Measurement]:
+        with Progress(
+            TextColumn("measuring"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        ) as progress:
+            task = progress.add_task("measuring", total=None)
+            return measure(
+                cases,
+                rounds=rounds,
+                warmup=warmup,
+                device=self.device,
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-            part = compare(questions, found, measured)
-            print_bench(f"eval, {len(questions.texts):,} texts of {questions.name}, {where}", part, console)
-            for line in verdicts(questions, part):
-                console.print(line, highlight=False)
-            rows += part
-    return _saved("eval", f"eval, {where}", rounds, rows, [], folder, console)
+
+    def _save(self, kind: str, title: str, rows: list[dict[str, Any]], notes: list[str]) -> Path:
+        for note in notes:
+            self.console.print(note, highlight=False)
+        rounds = len(rows[0]["rounds"])
+        settings = {"title": title, "rounds": rounds, "notes": notes, "environment": describe_environment()}
+        path = save_bench(self.folder, f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}", settings, rows)
+        self.console.print(path, highlight=False)
+        return path
 
 
-def _measure(
-    cases: list[Case], console: Console, *, rounds: int, warmup: int, device: torch.device
-) -> list[Measurement]:
-    with Progress(
-        TextColumn("measuring"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("measuring", total=None)
-        return measure(
-            cases,
-            rounds=rounds,
-            warmup=warmup,
-            device=device,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-
-
-def _report(
-    kind: str, title: str, measurements: list[Measurement], notes: list[str], folder: Path, console: Console
-) -> Path:
-    rows = [measurement.row() for measurement in measurements]
-    print_bench(title, rows, console)
-    for note in notes:
-        console.print(note, highlight=False)
-    return _saved(kind, title, len(measurements[0].rounds), rows, notes, folder, console)
-
-
-def _saved(
-    kind: str, title: str, rounds: int, rows: list[dict[str, Any]], notes: list[str], folder: Path, console: Console
-) -> Path:
-    settings = {"title": title, "rounds": rounds, "notes": notes, "environment": describe_environment()}
-    path = save_bench(folder, f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}", settings, rows)
-    console.print(path, highlight=False)
-    return path
+def _checked(precisions: Sequence[str]) -> tuple[Precision, ...]:
+    wrong = [name for name in precisions if name not in ("fp32", "bf16")]
+    if wrong or not precisions:
+        raise UserError(f"hgrnx bench: precision '{', '.join(wrong)}' is none of fp32, bf16.")
+    return cast(tuple[Precision, ...], tuple(precisions))

@@ -12,7 +12,7 @@ import torch
 
 from hgrnx.bench.eval import Questions, Way, compare, read_questions, small_model, verdicts, ways
 from hgrnx.bench.measure import Case, measure
-from hgrnx.bench.run import run_bench
+from hgrnx.bench.run import Bench
 from hgrnx.console import make_console
 from hgrnx.errors import UserError
 
@@ -55,9 +55,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_it_measures_and_compares_everybody(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = run_bench(
-        "eval", tmp_path, make_console(), batch_size=1, seq_len=1, precisions=("fp32", "bf16"), rounds=1, data=data
-    )
+    path = Bench(tmp_path, make_console(), rounds=1).eval(data, None, 8, ["fp32", "bf16"])
     stored = json.loads(path.read_text())["cases"]
     printed = " ".join(capsys.readouterr().out.split())
     names = [case["name"] for case in stored]
@@ -116,8 +114,6 @@ def test_answers_that_differ_are_counted_with_their_margin() -> None:
 
 
 def test_nothing_to_measure_is_said(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--data"):
-        run_bench("eval", tmp_path, make_console(), batch_size=1, seq_len=1)
     (tmp_path / "other" / "ewok").mkdir(parents=True)
     with pytest.raises(UserError, match="neither BLiMP nor BEAR"):
         read_questions(tmp_path / "other", 1)

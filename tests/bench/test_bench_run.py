@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,37 +12,30 @@ import torch
 from hgrnx.bench.distill import FLADistillation, NaiveDistillation
 from hgrnx.bench.model import SIZES, SMALL
 from hgrnx.bench.peers import fla_hgrn2, peers
-from hgrnx.bench.run import KINDS, run_bench
+from hgrnx.bench.run import Bench
 from hgrnx.console import make_console
 from hgrnx.errors import UserError
 from hgrnx.models import build_model
 from hgrnx.objectives import Distillation, LiveTeacher, NextToken
 
+MEASURE: dict[str, Callable[[Bench, Path], Path]] = {
+    "op": lambda bench, _: bench.op(1, 32, 2, 16, ["fp32"]),
+    "model": lambda bench, _: bench.model("hgrn2", 1, 32, ["fp32"]),
+    "distill": lambda bench, _: bench.distill(1, 32, "fp32"),
+    "data": lambda bench, text: bench.data(text, "strict-small", 32),
+}
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "data")) for kind in KINDS if kind != "eval"],
-)
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "data")) for kind in MEASURE])
 def test_every_kind_measures_and_keeps_what_it_measured(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if kind == "model":
-        pytest.importorskip("transformers")
-    if kind == "data":
-        pytest.importorskip("datasets")
-        (tmp_path / "text").mkdir()
-        (tmp_path / "text" / "a.txt").write_text("".join(f"line {i} <s>  of a\ttext\n\n" for i in range(2_000)))
-    path = run_bench(
-        kind,
-        tmp_path,
-        make_console(),
-        batch_size=1,
-        seq_len=32,
-        heads=2,
-        head_size=16,
-        rounds=1,
-        source=tmp_path / "text",
-    )
+    needed = {"model": "transformers", "data": "datasets"}.get(kind)
+    if needed:
+        pytest.importorskip(needed)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("".join(f"line {i} <s>  of a\ttext\n\n" for i in range(2_000)))
+    path = MEASURE[kind](Bench(tmp_path, make_console(), rounds=1), tmp_path / "text")
     stored = json.loads(path.read_text())
     printed = capsys.readouterr().out
     assert len(stored["cases"]) >= 2
@@ -49,6 +43,7 @@ def test_every_kind_measures_and_keeps_what_it_measured(
         assert case["seconds"] > 0 and case["name"] in printed
         if kind != "data":
             assert case["tokens_per_second"] == pytest.approx(32 / case["seconds"])
+    assert stored["settings"]["rounds"] == 1
     assert stored["settings"]["environment"]["versions"]["torch"] == torch.__version__
     assert path.with_suffix(".png").stat().st_size > 1000
 
@@ -56,8 +51,7 @@ def test_every_kind_measures_and_keeps_what_it_measured(
 @pytest.mark.parametrize("architecture", [name for name in SIZES if name != "hgrn2"])
 def test_other_architectures(architecture: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    sizes = {"batch_size": 1, "seq_len": 8}
-    path = run_bench("model", tmp_path, make_console(), architecture=architecture, rounds=1, **sizes)
+    path = Bench(tmp_path, make_console(), rounds=1).model(architecture, 1, 8, ["fp32"])
     names = [case["name"] for case in json.loads(path.read_text())["cases"]]
     assert names[0] == f"{architecture}, fp32"
     assert len(names) == (2 if architecture in ("transformer", "mamba") else 1)
@@ -85,15 +79,15 @@ def test_flas_hgrn2_has_our_size() -> None:
 
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none of op, model"):
-        run_bench("speed", tmp_path, make_console(), batch_size=1, seq_len=8)
+    bench = Bench(tmp_path, make_console())
     with pytest.raises(UserError, match="architecture 'rwkv'"):
-        run_bench("model", tmp_path, make_console(), batch_size=1, seq_len=8, architecture="rwkv")
-    with pytest.raises(UserError, match="precision 'fp8'"):
-        run_bench("op", tmp_path, make_console(), batch_size=1, seq_len=8, precisions=("fp8",))
+        bench.model("rwkv", 1, 8, ["fp32"])
+    for precisions in (["fp8"], []):
+        with pytest.raises(UserError, match="precision '(fp8)?' is none of"):
+            bench.op(1, 8, 1, 8, precisions)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="there is none"):
-            run_bench("op", tmp_path, make_console(), batch_size=1, seq_len=8, use_gpu=True)
+            Bench(tmp_path, make_console(), use_gpu=True)
 
 
 def test_the_naive_peer_computes_the_same_loss() -> None:
