@@ -1,21 +1,24 @@
 """Memory and time of a recipe on this machine, from a few real steps with random tokens.
 
-The steps run in processes of their own, as many at once as the recipe has workers, so that they get in each
-other's way as workers do. What they leave out: the exchange of gradients between workers, evaluation and start.
+The steps run in processes of their own, as many as the recipe has workers, which exchange and shard as the recipe's
+engine does. On a GPU one process stands for all. What they leave out: evaluation, checkpoints and start.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from hgrnx.config import AnyRecipe, DistillRecipe, ModelConfig, Recipe, parse_duration, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
@@ -29,7 +32,7 @@ from hgrnx.training.engine import build_engine
 from hgrnx.training.recompute import recompute_layers
 from hgrnx.training.run import peak_memory_mb
 
-_STEPS = 3
+_STEPS = 5
 _BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two averages in float32
 
 
@@ -40,7 +43,7 @@ class Estimate:
     stage: str
     parameters: int
     memory_mb: float
-    """Peak of one worker, nothing sharded; on a GPU of its memory, else of the process."""
+    """Peak of one worker; on a GPU of its memory, with nothing sharded, else of the process."""
     tokens_per_second: float
     """Of all workers together."""
     steps: int | None
@@ -72,8 +75,15 @@ def estimate(recipe: AnyRecipe, dataset: PreparedDataset | None, memory_gb: floa
         processes = 1 if launch.use_gpu else workers
         content = single.model_dump(mode="json")
         try:
-            with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-                jobs = [pool.submit(_try_steps, content, teachers, vocab_size) for _ in range(processes)]
+            with (
+                tempfile.TemporaryDirectory(prefix="hgrnx-") as meeting,
+                ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool,
+            ):
+                place = Path(meeting) / "workers"
+                jobs = [
+                    pool.submit(_try_steps, content, teachers, vocab_size, place, rank, processes)
+                    for rank in range(processes)
+                ]
                 tried = [job.result() for job in jobs]
         except BrokenProcessPool:
             raise UserError(
@@ -116,34 +126,44 @@ def _steps(recipe: Recipe, dataset: PreparedDataset | None) -> int | None:
     return loader.steps_for(recipe.training.duration)
 
 
-def _try_steps(content: dict[str, Any], teachers: list[ModelConfig], vocab_size: int) -> tuple[float, float]:
-    """Median seconds of a worker's share of a step, and its peak memory in MB; called in a process of its own."""
+def _try_steps(
+    content: dict[str, Any], teachers: list[ModelConfig], vocab_size: int, meeting: Path, rank: int, processes: int
+) -> tuple[float, float]:
+    """Median seconds of a step, and peak memory in MB, of one of ``processes`` that meet at the file ``meeting``."""
     recipe = recipe_from_dict(content)
     assert isinstance(recipe, Recipe)
     share = recipe.training.batch_size // recipe.launch.num_workers
     micro = recipe.launch.micro_batch_size or share
-    launch = recipe.launch.model_copy(update={"num_workers": 1, "engine": "torch"})
-    training = recipe.training.model_copy(update={"batch_size": share})
+    launch = recipe.launch.model_copy(update={"num_workers": processes})
+    training = recipe.training.model_copy(update={"batch_size": share * processes})
     torch.set_num_threads(launch.cpus_per_worker)
     if not launch.use_gpu:
         keep_freed_memory()
-    objective: Objective = NextToken()
-    if recipe.distill is not None and teachers:
-        models = [build_model(config, vocab_size, seed=seed) for seed, config in enumerate(teachers, start=1)]
-        teacher = LiveTeacher(models, "cuda" if launch.use_gpu else "cpu", training.precision)
-        objective = Distillation(teacher, recipe.distill.weight, recipe.distill.temperature)
-    model = build_model(recipe.model, vocab_size)
-    if launch.activation_checkpointing:
-        recompute_layers(model)
-    engine = build_engine(ObjectiveModule(model, objective), training, launch)
-    tokens_BT = torch.randint(0, vocab_size, (micro, training.seq_len + 1), device=engine.device)
-    times = []
-    for _ in range(1 + _STEPS):
-        start = time.perf_counter()
-        for index in range(engine.micro_steps):
-            output = engine.forward(tokens_BT[:, :-1], tokens_BT[:, 1:])
-            last = index == engine.micro_steps - 1
-            engine.backward(output.loss_sum, share * training.seq_len, last_micro=last)
-        engine.step(1e-4)  # its result, the norm of the gradient, waits for the device
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:]), peak_memory_mb(engine.device)
+    if processes > 1:
+        dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=processes)
+    try:
+        objective: Objective = NextToken()
+        if recipe.distill is not None and teachers:
+            models = [build_model(config, vocab_size, seed=seed) for seed, config in enumerate(teachers, start=1)]
+            teacher = LiveTeacher(models, "cuda" if launch.use_gpu else "cpu", training.precision)
+            objective = Distillation(teacher, recipe.distill.weight, recipe.distill.temperature)
+        model = build_model(recipe.model, vocab_size)
+        if launch.activation_checkpointing:
+            recompute_layers(model)
+        engine = build_engine(ObjectiveModule(model, objective), training, launch)
+        tokens_BT = torch.randint(0, vocab_size, (micro, training.seq_len + 1), device=engine.device)
+        times = []
+        for _ in range(1 + _STEPS):
+            start = time.perf_counter()
+            for index in range(engine.micro_steps):
+                output = engine.forward(tokens_BT[:, :-1], tokens_BT[:, 1:])
+                last = index == engine.micro_steps - 1
+                engine.backward(output.loss_sum, training.batch_size * training.seq_len, last_micro=last)
+            engine.step(1e-4)  # its result, the norm of the gradient, waits for the device
+            times.append(time.perf_counter() - start)
+        found = statistics.median(times[1:]), peak_memory_mb(engine.device)
+        engine.close()
+        return found
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -44,12 +44,14 @@ def print_estimates(recipe: AnyRecipe, places: Places, console: Console) -> None
         )
     console.print(table)
     console.print(
-        "From a few steps with random tokens, workers side by side, nothing sharded. Left out: the exchange between "
-        "workers, evaluation, start.",
+        "From a few steps with random tokens (one worker stands for all on a GPU, nothing sharded). Left out: "
+        "evaluation, checkpoints, start.",
         highlight=False,
     )
 
 
 def _time(seconds: float) -> str:
+    if seconds < 600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

@@ -19,12 +19,14 @@ def recipe(**changes: object) -> AnyRecipe:
         "teacher": {**model, "num_hidden_layers": 4},
         "student": model,
         "training": {"duration": "10 steps", "batch_size": 8, "seq_len": 32, "precision": "fp32"},
+        "launch": {"engine": "torch"},
     }
     return recipe_from_dict({**content, **changes})
 
 
-def test_every_stage_is_tried() -> None:
-    found = {one.stage: one for one in estimate(recipe(), None, 8.0)}
+def test_every_stage_is_tried_by_workers_together() -> None:
+    launch = {"num_workers": 2, "engine": "torch"}
+    found = {one.stage: one for one in estimate(recipe(launch=launch), None, 8.0)}
     assert list(found) == ["teacher", "student", "twin"]
     assert found["teacher"].parameters > found["student"].parameters == found["twin"].parameters
     for one in found.values():
