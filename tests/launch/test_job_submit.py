@@ -96,7 +96,8 @@ def test_with_and_without_working_dir(cluster: Cluster, tiny_path: Path, tmp_pat
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(tiny_path, checkout / "tiny.yaml")
     home = str(tmp_path / "home")
-    options = ["training.duration=4 steps", "twin=false", "--home", home]
+    small = ["training.duration=4 steps", "twin=false", "launch.num_workers=1", "launch.engine=torch"]
+    options = [*small, "--home", home]
 
     done = cluster.submit("--working-dir", ".", "--", "python", "jobs/distill.py", "tiny.yaml", *options, cwd=checkout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
