@@ -11,7 +11,9 @@ from typing import Any
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.run_ledger import LEDGER, dataset_texts
 from hgrnx.errors import UserError
+from hgrnx.evaluation.points import CURVE
 from hgrnx.paths import Places
+from hgrnx.report.dynamics import DYNAMICS
 from hgrnx.report.tables import summary_rows
 from hgrnx.runs import read_json
 from hgrnx.tracking import mlflow
@@ -71,7 +73,15 @@ class JobTracking:
                 print(f"MLflow lacks {missing} records of {run_dir.name}; the next call of this job sends them.")
             with _only_warn():
                 self._log_artifacts(run, run_dir)
+            self.log_dynamics(run, run_dir)
         self.finish(run, finished)
+
+    def log_dynamics(self, run: str, run_dir: Path) -> None:
+        """The benchmark scores over the training, where there are any."""
+        if (run_dir / DYNAMICS).is_file():
+            with _only_warn():
+                mlflow.log_figure(self.uri, run, run_dir / DYNAMICS)
+                mlflow.log_artifact(self.uri, run, run_dir / CURVE, "eval")
 
     def _log_artifacts(self, run: str, run_dir: Path) -> None:
         mlflow.log_artifacts(self.uri, run, [run_dir / name for name in ("recipe.yaml", "environment.json", LEDGER)])

@@ -32,6 +32,11 @@ def bar_colour(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
 
+def marker(index: int) -> str:
+    """The marker of the series ``index``."""
+    return _MARKERS[index % len(_MARKERS)]
+
+
 def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
     """Training loss, bits per byte of the development text, and accuracy on minimal pairs, over words seen.
 
@@ -55,7 +60,7 @@ def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
     import matplotlib
     from matplotlib.figure import Figure
 
-    scale, unit = _word_scale(
+    scale, unit = word_scale(
         max(words for lines in curves.values() for points in lines.values() for words, _, _ in points)
     )
     with matplotlib.rc_context(STYLE):
@@ -71,7 +76,7 @@ def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
                 )
             axes.set(title=title, xlabel=f"words seen{unit}", ylabel=label_y)
             axes.set_xlim(left=0)
-        _legend(figure, list(runs))
+        draw_legend(figure, list(runs))
         save_figure(figure, out)
     return True
 
@@ -121,7 +126,7 @@ def plot_phenomena(runs: Mapping[str, Path], out: Path) -> bool:
         axes.set(xlim=(0, 100), ylim=(-0.6, len(groups) - 0.4), xlabel="accuracy, % (± standard error over pairs)")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        _legend(figure, list(runs))
+        draw_legend(figure, list(runs))
         save_figure(figure, out)
     return True
 
@@ -196,7 +201,8 @@ def _draw_curve(
         axes.plot(x, y, marker=marker, markersize=5, linewidth=1.6, **line)
 
 
-def _legend(figure: Any, labels: Sequence[str]) -> None:
+def draw_legend(figure: Any, labels: Sequence[str]) -> None:
+    """One legend below all panels, of those of ``labels`` that were drawn, in this order."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:  # from the last panel, whose lines have markers, if a run is in it
         found, names = axes.get_legend_handles_labels()
@@ -207,7 +213,8 @@ def _legend(figure: Any, labels: Sequence[str]) -> None:
     figure.legend([handles[label] for label in shown], shown, loc="outside lower center", ncols=columns)
 
 
-def _word_scale(most: float) -> tuple[float, str]:
+def word_scale(most: float) -> tuple[float, str]:
+    """A unit for numbers of words up to ``most``: its size, and how an axis says it."""
     for size, name in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if most >= size:
             return size, f", {name}"

@@ -20,6 +20,9 @@ from hgrnx.tracking.tracker import parse_line, replace_file
 STATE_FILE = "mlflow-published.json"
 """In a run folder: for each metric, the last step that the store has, and what was being sent."""
 
+METRICS = "metrics.jsonl"
+"""In a run folder: its metrics."""
+
 _POINTS_PER_BATCH = 1_000  # MLflow's limit
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _log = logging.getLogger(__name__)
@@ -42,13 +45,13 @@ class Follower:
     """Reads a metrics file from where it stopped and sends each metric of each step once.
 
     Args:
-        path: the ``metrics.jsonl``; the state is kept beside it.
+        path: the ``metrics.jsonl``, or a file of the same form; the state is kept beside it.
         run_id: of the run in the store; a state that belongs to another run is not used.
     """
 
     def __init__(self, path: Path, run_id: str, send: Send) -> None:
         self._path, self._run_id, self._send = path, run_id, send
-        self._state_path = path.with_name(STATE_FILE)
+        self._state_path = path.with_name(STATE_FILE if path.name == METRICS else f"{path.stem}-{STATE_FILE}")
         # By metric and step, not by place in the file: a resumed run rewrites the file's end, and steps sent
         # before a checkpoint was lost must not be sent again when they are recomputed.
         self._last_step: dict[str, int] = {}
