@@ -45,6 +45,6 @@ def check_metric(metric: str, tasks: Sequence[str], dev_documents: int | None, p
 
 def unknown(metric: str, known: Sequence[str]) -> str:
     """What to say of a metric that there is not."""
-    near = difflib.get_close_matches(metric, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(metric, dict.fromkeys(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return f"there is no metric '{metric}' for best; {hint}"

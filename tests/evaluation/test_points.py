@@ -187,7 +187,7 @@ def test_best_must_be_a_metric_that_the_data_give(data: Path, dataset: Any) -> N
         check(best, tasks=("bear", "ewok", "supplement"))
     with pytest.raises(UserError, match="did you mean pairs/islands/accuracy"):
         check("pairs/island/accuracy")
-    with pytest.raises(UserError, match="there are no pairs"):
+    with pytest.raises(UserError, match="there are no minimal pairs"):
         check("pairs/accuracy", None)
     with pytest.raises(UserError, match="did you mean tasks/bear/Geographic/accuracy"):
         check("tasks/bear/Geography/accuracy", tasks=("bear",))
