@@ -103,8 +103,8 @@ class BesideScorer:
                 file=sys.stderr,
             )
 
-    def step(self) -> bool:
-        """Take what has been scored, begin with the next, and say whether something is being scored now."""
+    def step(self, begin: bool = True) -> bool:
+        """Take what has been scored, ``begin`` with the next, and say whether something is being scored now."""
         if self._running is not None:
             step, task = self._running
             if not ray.wait([task], timeout=0)[0]:
@@ -112,7 +112,7 @@ class BesideScorer:
             self._running = None
             self._take(step, task)
         todo = [step for step in self.snapshots.waiting() if step not in self.problems]
-        if todo:
+        if todo and begin:
             self.snapshots.take(todo[0])
             self._running = (todo[0], self._submit(todo[0]))
         return self._running is not None
@@ -120,8 +120,8 @@ class BesideScorer:
     def _watch(self, beside: bool, ended: threading.Event) -> None:
         while not ended.wait(_LOOK_EVERY_S):
             try:
-                if beside:
-                    self.step()
+                if beside:  # a node that was lost leaves its room to the training
+                    self.step(begin=has_room_beside(self.recipe.launch))
                 self._publish(final=False)
             except Exception as error:  # whatever it is, the training goes on; what waits is scored after it
                 _log.warning("Scoring beside the training: %s", error)

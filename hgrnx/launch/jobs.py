@@ -22,7 +22,7 @@ from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.progress import prepare_with_progress
 from hgrnx.data.run_ledger import LEDGER
 from hgrnx.errors import UserError
-from hgrnx.evaluation.points import check_best, zero_shot_tasks
+from hgrnx.evaluation.points import CURVE, check_best, zero_shot_tasks
 from hgrnx.launch.beside import BesideScorer
 from hgrnx.launch.cluster import connected
 from hgrnx.launch.evaluate import score_again_if_asked_for_more
@@ -174,6 +174,12 @@ class _Job:
 
     def _score_what_waits(self, recipe: Recipe, run_dir: Path) -> None:
         """What a job that died after its training had not scored yet."""
+        if recipe.evaluation.tasks and not (run_dir / CURVE).is_file() and not Snapshots(run_dir).waiting():
+            self.console.print(
+                f"{run_dir.name} was trained without evaluation.tasks, so there are no weights of its way to score. "
+                f"Its last ones: hgrnx eval {run_dir.name} --tasks {','.join(recipe.evaluation.tasks)}",
+                highlight=False,
+            )
         if not Snapshots(run_dir).waiting():
             return
         run = stored_run_id(run_dir)

@@ -17,6 +17,7 @@ from hgrnx.report.dynamics import DYNAMICS
 from hgrnx.report.tables import summary_rows
 from hgrnx.runs import read_json
 from hgrnx.tracking import mlflow
+from hgrnx.training.best import BEST
 
 EXPERIMENT = "hgrnx"
 
@@ -90,10 +91,14 @@ class JobTracking:
         for name, table in read_json(final)["tables"].items():
             if table:
                 mlflow.log_table(self.uri, run, table, f"eval/{name}.json")
-        checkpoints = (run_dir / "checkpoints").resolve().as_uri()
-        mlflow.set_tags(
-            self.uri, run, {"checkpoint": checkpoints, "ledger.words": read_json(run_dir / LEDGER)["words"]}
-        )
+        tags = {
+            "checkpoint": (run_dir / "checkpoints").resolve().as_uri(),
+            "ledger.words": read_json(run_dir / LEDGER)["words"],
+        }
+        if (run_dir / BEST / "best.json").is_file():
+            best = read_json(run_dir / BEST / "best.json")
+            tags |= {f"best.{key}": best[key] for key in ("metric", "value", "step", "words")}
+        mlflow.set_tags(self.uri, run, tags)
 
     def log_comparison(self, parent: str, folder: Path, runs: Mapping[str, Path], dataset: PreparedDataset) -> None:
         """The table and the plots, on the job's run and on a child called ``evaluation``."""

@@ -122,7 +122,7 @@ def run_training(
         snapshots = Snapshots(run_dir, snapshot_limit(recipe.evaluation))
         take: LeaveSnapshot | ScoreInTurn
         if scored_beside:
-            take = LeaveSnapshot(snapshots, tracker)
+            take = LeaveSnapshot(snapshots)
         else:
             take = ScoreInTurn(evaluation.model, dataset, tasks, run_dir, best)
             if tasks:
@@ -130,7 +130,11 @@ def run_training(
         hooks: list[Hook] = [
             LogHook(tracker, engine, clock, recipe.training.log_every, every),
             evaluation,
-            *([TaskHook(engine, Schedule(recipe.evaluation.tasks_every), take)] if recipe.evaluation.tasks else []),
+            *(
+                [TaskHook(engine, Schedule(recipe.evaluation.tasks_every), take, tracker)]
+                if recipe.evaluation.tasks
+                else []
+            ),
             *([MilestoneHook(engine, run_dir / MILESTONES)] if recipe.training.word_milestones else []),
             CheckpointHook(
                 engine,

@@ -45,34 +45,45 @@ def snapshot_limit(config: EvaluationConfig) -> int | None:
 
 
 class TaskHook(Hook):
-    """Hands whole weights on when a point is due. Comes before the checkpoint, from which a resumed run goes on."""
+    """Hands whole weights on when a point is due. Comes before the checkpoint, from which a resumed run goes on.
 
-    def __init__(self, engine: Engine, schedule: Schedule, take: Callable[[dict[str, Tensor], Progress], None]) -> None:
-        self.engine, self.schedule, self.take = engine, schedule, take
+    Records ``tasks/seconds``: what the training waited for it, copying the weights included.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        schedule: Schedule,
+        take: Callable[[dict[str, Tensor], Progress], dict[str, float]],
+        tracker: Tracker,
+    ) -> None:
+        self.engine, self.schedule, self.take, self.tracker = engine, schedule, take, tracker
 
     def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
-        if self.schedule.due(before, now):
-            self.take(self.engine.weights(), now)
+        if not self.schedule.due(before, now):
+            return
+        started = time.perf_counter()
+        metrics = self.take(self.engine.weights(), now)
+        seconds = time.perf_counter() - started
+        self.tracker.log(now.step, {"tasks/seconds": seconds, **metrics, "words": now.words})
 
 
 class LeaveSnapshot:
     """For another process that scores them: rank 0 writes the weights, and the training goes on."""
 
-    def __init__(self, snapshots: Snapshots, tracker: Tracker) -> None:
-        self.snapshots, self.tracker = snapshots, tracker
+    def __init__(self, snapshots: Snapshots) -> None:
+        self.snapshots = snapshots
 
-    def __call__(self, weights: dict[str, Tensor], now: Progress) -> None:
+    def __call__(self, weights: dict[str, Tensor], now: Progress) -> dict[str, float]:
         """Returns on rank 0 when the snapshot is whole on disk, on the others at once."""
         if rank_and_world()[0] != 0:
-            return
-        started = time.perf_counter()
+            return {}
         left_out = self.snapshots.add(now.step, now.words, weights)
-        metrics = {"tasks/snapshot_seconds": time.perf_counter() - started, "words": float(now.words)}
-        if left_out:
-            steps = ", ".join(map(str, left_out))
-            _log.warning("The scores come slower than the points: the weights of step %s will have none.", steps)
-            metrics["tasks/left_out"] = float(len(left_out))
-        self.tracker.log(now.step, metrics)
+        if not left_out:
+            return {}
+        steps = ", ".join(map(str, left_out))
+        _log.warning("The scores come slower than the points: the weights of step %s will have none.", steps)
+        return {"tasks/left_out": float(len(left_out))}
 
 
 class ScoreInTurn:
@@ -89,9 +100,10 @@ class ScoreInTurn:
         self.tokenizer: Any = dataset.tokenizer()
         self.bos_id = dataset.bos_id
 
-    def __call__(self, weights: dict[str, Tensor], now: Progress) -> None:
+    def __call__(self, weights: dict[str, Tensor], now: Progress) -> dict[str, float]:
         """Raises UserError on every rank where a score is no number."""
         self._score(weights, now.step, now.words)
+        return {}
 
     def score_waiting(self, snapshots: Snapshots) -> None:
         """Score what an earlier session of this run left; every rank calls it."""

@@ -1,4 +1,4 @@
-"""Benchmark scores beside a training on a real local Ray: an evaluator that is killed, weights that cannot be scored."""
+"""Benchmark scores beside a training on a real local Ray: a killed evaluator, weights without scores."""
 
 from __future__ import annotations
 
@@ -104,8 +104,6 @@ def test_without_room_the_workers_score_in_turn(tiny: AnyRecipe, data: Path, tmp
     result = run_job(chosen, resolve_places(tmp_path / "home"))
     (run_dir,) = result.stages.values()
     assert [point["step"] for point in points(run_dir)] == [8, 16, 24]
-    metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert not any("tasks/snapshot_seconds" in record for record in metrics)
     assert not (run_dir / "snapshots").exists()
 
 

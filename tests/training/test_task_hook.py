@@ -151,7 +151,7 @@ def test_beside_the_training_only_leaves_weights(
     assert sorted(queue.waiting() + queue.left_out()) == list(range(1, 9))
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert sum(record.get("tasks/left_out", 0) for record in records) == 5
-    assert sum("tasks/snapshot_seconds" in record for record in records) == 8
+    assert sum("tasks/seconds" in record for record in records) == 8
     last = load_weights(queue.path(8))
     trained = load_weights(run / "checkpoints" / "step-00000008")
     assert all(torch.equal(last[name], trained[name]) for name in trained)
