@@ -102,6 +102,14 @@ class BesideScorer:
                 f"They are kept in {self.snapshots.path(step)}; the same command tries them again.",
                 file=sys.stderr,
             )
+        left_out = [step for step in self.snapshots.left_out() if not read_point(self.run_dir, step)]
+        if left_out:
+            steps = ", ".join(map(str, left_out[:10])) + (", ..." if len(left_out) > 10 else "")
+            print(
+                f"{self.run_dir.name}: no scores for {len(left_out)} of its points (steps {steps}), because points "
+                "came faster than scores. A longer evaluation.tasks_every, or more evaluation.tasks_waiting, helps.",
+                file=sys.stderr,
+            )
 
     def step(self, begin: bool = True) -> bool:
         """Take what has been scored, ``begin`` with the next, and say whether something is being scored now."""
@@ -118,13 +126,16 @@ class BesideScorer:
         return self._running is not None
 
     def _watch(self, beside: bool, ended: threading.Event) -> None:
+        said = ""
         while not ended.wait(_LOOK_EVERY_S):
             try:
                 if beside:  # a node that was lost leaves its room to the training
                     self.step(begin=has_room_beside(self.recipe.launch))
                 self._publish(final=False)
             except Exception as error:  # whatever it is, the training goes on; what waits is scored after it
-                _log.warning("Scoring beside the training: %s", error)
+                if str(error) != said:
+                    _log.warning("Scoring beside the training: %s", error)
+                said = str(error)
 
     def _submit(self, step: int) -> Any:
         launch = self.recipe.launch

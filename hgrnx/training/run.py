@@ -119,22 +119,20 @@ def run_training(
             best,
             None if listener is None or rank else lambda done, total: listener({"evaluated": done, "items": total}),
         )
-        snapshots = Snapshots(run_dir, snapshot_limit(recipe.evaluation))
-        take: LeaveSnapshot | ScoreInTurn
-        if scored_beside:
-            take = LeaveSnapshot(snapshots)
-        else:
-            take = ScoreInTurn(evaluation.model, dataset, tasks, run_dir, best)
-            if tasks:
+        points: list[Hook] = []
+        if recipe.evaluation.tasks:
+            snapshots = Snapshots(run_dir, snapshot_limit(recipe.evaluation))
+            take: LeaveSnapshot | ScoreInTurn
+            if scored_beside:
+                take = LeaveSnapshot(snapshots)
+            else:
+                take = ScoreInTurn(evaluation.model, dataset, tasks, run_dir, best)
                 take.score_waiting(snapshots)
+            points.append(TaskHook(engine, Schedule(recipe.evaluation.tasks_every), take, tracker))
         hooks: list[Hook] = [
             LogHook(tracker, engine, clock, recipe.training.log_every, every),
             evaluation,
-            *(
-                [TaskHook(engine, Schedule(recipe.evaluation.tasks_every), take, tracker)]
-                if recipe.evaluation.tasks
-                else []
-            ),
+            *points,
             *([MilestoneHook(engine, run_dir / MILESTONES)] if recipe.training.word_milestones else []),
             CheckpointHook(
                 engine,

@@ -136,11 +136,15 @@ def test_weights_that_cannot_be_scored_stay_until_they_can(
 
 
 def test_processes_that_always_die_are_given_up(
-    trained: tuple[Recipe, Path, Places], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trained: tuple[Recipe, Path, Places],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     chosen, run_dir, places = trained
     for step in (16, 24):
         Snapshots(run_dir).remove(step)
+    (run_dir / "snapshots" / "left-out.jsonl").write_text('{"step": 12, "words": 1}\n')
 
     @ray.remote(max_retries=0)
     def die(recipe: Any, folder: str, step: int, environment: Any) -> None:
@@ -151,6 +155,8 @@ def test_processes_that_always_die_are_given_up(
     monkeypatch.setattr(beside, "_score_snapshot", die)
     scorer = BesideScorer(chosen, run_dir, places, None)
     scorer.finish()
+    said = capsys.readouterr().err
+    assert "no scores for 1 of its points (steps 12)" in said
     assert (tmp_path / "deaths").read_text() == "xxx"
     assert "3 processes died" in scorer.problems[8] and Snapshots(run_dir).waiting() == [8]
 

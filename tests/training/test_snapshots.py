@@ -58,6 +58,14 @@ def test_never_more_than_the_limit_and_the_curve_stays_even(tmp_path: Path) -> N
     assert max(b - a for a, b in zip(points, points[1:])) < 10
 
 
+def test_the_curve_misses_least_what_has_near_neighbours(tmp_path: Path) -> None:
+    queue = Snapshots(tmp_path, limit=4)
+    for step, words in ((1, 100), (2, 900), (3, 1000), (4, 1100)):
+        queue.add(step, words, weights(step))
+    assert queue.add(5, 1900, weights(5)) == [3]
+    assert queue.add(6, 1950, weights(6)) == [5]
+
+
 def test_the_one_being_scored_is_not_left_out(tmp_path: Path) -> None:
     queue = Snapshots(tmp_path, limit=3)
     queue.add(1, 100, weights(1))
