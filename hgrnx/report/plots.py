@@ -24,7 +24,8 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-_CHANCE = "#777777"
+CHANCE_COLOUR = "#777777"
+"""Of the line at which a model knows nothing."""
 
 
 def bar_colour(index: int) -> str:
@@ -70,9 +71,15 @@ def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
                 if points:
                     _draw_curve(axes, index, label, points, scale, title)
             if title == "Minimal pairs":
-                axes.axhline(50, color=_CHANCE, linewidth=1, linestyle="--", zorder=1)
+                axes.axhline(50, color=CHANCE_COLOUR, linewidth=1, linestyle="--", zorder=1)
                 axes.annotate(
-                    "chance", (1, 50), (-2, 3), ("axes fraction", "data"), "offset points", ha="right", color=_CHANCE
+                    "chance",
+                    (1, 50),
+                    (-2, 3),
+                    ("axes fraction", "data"),
+                    "offset points",
+                    ha="right",
+                    color=CHANCE_COLOUR,
                 )
             axes.set(title=title, xlabel=f"words seen{unit}", ylabel=label_y)
             axes.set_xlim(left=0)
@@ -121,7 +128,9 @@ def plot_phenomena(runs: Mapping[str, Path], out: Path) -> bool:
                 label=label,
             )
         axes.axvline(50, color="#333333", linewidth=1, linestyle="--")
-        axes.annotate("chance", (50, 1), (0, 2), ("data", "axes fraction"), "offset points", ha="center", color=_CHANCE)
+        axes.annotate(
+            "chance", (50, 1), (0, 2), ("data", "axes fraction"), "offset points", ha="center", color=CHANCE_COLOUR
+        )
         axes.set_yticks(range(len(groups)), [group.replace("_", " ") for group in groups])
         axes.set(xlim=(0, 100), ylim=(-0.6, len(groups) - 0.4), xlabel="accuracy, % (± standard error over pairs)")
         axes.grid(axis="y", visible=False)
