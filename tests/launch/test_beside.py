@@ -95,6 +95,8 @@ def test_a_killed_evaluator_loses_nothing(tiny: AnyRecipe, data: Path, tmp_path:
     assert sorted((p.step, p.value) for p in history) == [
         (point["step"], point["tasks/blimp/accuracy"]) for point in points(run_dir)
     ]
+    words = [point.step for point in client.get_metric_history(run, "words_seen")]
+    assert len(words) == len(set(words))
     assert "figures/dynamics.png" in {item.path for item in client.list_artifacts(run, "figures")}
 
 
