@@ -101,6 +101,19 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ("name: x\nmodel: {architecture: xlstm, slstm_at: [1, 12]}\n", "from 0 to 11, once each, not [12] among them"),
         ("name: x\nmodel: {architecture: xlstm, slstm_at: [1, 1]}\n", "once each, not a place named twice"),
         ("name: x\nmodel: {architecture: lstm, num_hidden_layers: 1}\n", "dropout acts between layers"),
+        ("name: x\nevaluation: {tasks_every: milestone}\n", "'milestone' is not a duration"),
+        (
+            "name: x\nevaluation: {best: dev/bits_per_bite}\n",
+            "evaluation: there is no metric 'dev/bits_per_bite' for best; did you mean dev/bits_per_byte?",
+        ),
+        (
+            "name: x\nevaluation: {best: tasks/ewok/accuracy, tasks: [blimp]}\n",
+            "did you mean tasks/blimp/accuracy",
+        ),
+        ("name: x\nevaluation: {best: tasks/mean/accuracy, tasks: [bear, blimp]}\n", "no metric 'tasks/mean/accuracy'"),
+        ("name: x\nevaluation: {best: blimp}\n", "known: dev/bits_per_byte, dev/loss, pairs/accuracy, "),
+        ("name: x\nevaluation: {best: pairs/accuracy, pairs_per_file: 3}\n", "but pairs_per_file=3 is a sample"),
+        ("name: x\nevaluation: {best: dev/loss, dev_documents: 3}\n", "but dev_documents=3 is a sample"),
     ],
 )
 def test_refusals(tmp_path: Path, text: str, part: str) -> None:
@@ -225,3 +238,19 @@ def test_word_milestones_do_not_change_a_run() -> None:
     assert run_name(with_them, "data") == run_name(without, "data")
     with pytest.raises(UserError, match="training.word_milestones"):
         recipe_from_dict({"name": "x", "training": {"word_milestones": "words"}})
+
+
+def test_what_is_measured_does_not_change_the_run() -> None:
+    plain = Recipe(name="x")
+    evaluation = {
+        "tasks": ["blimp", "ewok"],
+        "data": "/somewhere",
+        "tasks_every": "milestones",
+        "tasks_waiting": 7,
+        "best": "tasks/mean/accuracy_ties_half",
+    }
+    scored = recipe_from_dict({"name": "x", "evaluation": evaluation})
+    assert isinstance(scored, Recipe) and scored.evaluation != plain.evaluation
+    assert run_name(scored, "h") == run_name(plain, "h")
+    for best in ("pairs/island_effects/accuracy", "tasks/blimp/island_effects/accuracy"):  # checked with the data
+        recipe_from_dict({"name": "x", "evaluation": {"tasks": ["blimp"], "best": best}})

@@ -46,6 +46,15 @@ def milestone_name(words: int) -> str:
     return f"chck_{words // 1_000_000}M"
 
 
+def milestones_between(before: int, now: int) -> list[int]:
+    """The word milestones after ``before`` words and up to ``now``."""
+    return [words for words in WORD_MILESTONES if before < words <= now]
+
+
+MILESTONES = "milestones"
+"""Instead of a period: at the word milestones."""
+
+
 def _check_duration(text: str) -> str:
     parse_duration(text)
     return text
@@ -53,3 +62,11 @@ def _check_duration(text: str) -> str:
 
 Duration = Annotated[str, AfterValidator(_check_duration)]
 """A length or a period, such as ``"3 epochs"``, ``"500 steps"``, ``"1M words"`` or ``"5%"`` (of the run)."""
+
+
+def _check_points(text: str) -> str:
+    return text if text == MILESTONES else _check_duration(text)
+
+
+Points = Annotated[str, AfterValidator(_check_points)]
+"""A period, or ``"milestones"``: at 1M, 2M ... 10M, 20M ... 100M, 200M ... 1B words seen."""

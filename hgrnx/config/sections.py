@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hgrnx.config.durations import Duration
+from hgrnx.config.best import check_metric
+from hgrnx.config.durations import Duration, Points
 
 
 class Section(BaseModel):
@@ -120,6 +121,22 @@ class EvaluationConfig(Section):
     """Pairs of each file used during training (all when absent). The evaluation at the end uses all."""
     dev_documents: int | None = Field(default=None, gt=0)
     """Development documents, evenly spaced, used during training (all when absent). The end uses all."""
+    tasks: tuple[str, ...] = ()
+    """Zero-shot benchmark tasks scored while the model learns: ``blimp``, ``supplement``, ``ewok``, ``bear``, ..."""
+    data: str | None = None
+    """Folder of the tasks' files in the BabyLM pipeline's layout; fetched from the Hugging Face hub when absent."""
+    tasks_every: Points = "1 epoch"
+    """When the tasks are scored: a period, or ``milestones`` (1M, 2M ... 10M, 20M ... 100M, 200M ... 1B words)."""
+    tasks_waiting: int = Field(default=4, ge=3)
+    """Weights that may wait for their scores; beyond them points of a period are left out. Milestones never are."""
+    best: str | None = None
+    """Metric by which the best weights are kept, such as ``dev/bits_per_byte`` or ``tasks/blimp/accuracy``."""
+
+    @model_validator(mode="after")
+    def _best_is_a_metric(self) -> EvaluationConfig:
+        if self.best is not None:
+            check_metric(self.best, self.tasks, self.dev_documents, self.pairs_per_file)
+        return self
 
 
 class LaunchConfig(Section):

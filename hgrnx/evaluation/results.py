@@ -61,16 +61,21 @@ def run_task(task: Task, scorer: TextScorer, kept: Path, on_subtask: Callable[[s
     results: dict[str, Choices] = {}
     predictions: dict[str, dict[str, Any]] = {}
     for subtask in task.subtasks:
-        path = kept / task.name / f"{subtask}.json.gz"
-        content = read_gzip(path) or {}
-        if content.get("data") != task.data_hash(subtask):
-            content = _as_json(task.score(subtask, scorer), task.data_hash(subtask))
-            write_gzip(path, content)
-        predictions[subtask] = content
+        predictions[subtask] = content = finish_subtask(task, subtask, scorer, kept)
         results[subtask] = choices_of(content)
         if on_subtask is not None:
             on_subtask(subtask)
     return TaskResult(task.summarise(results), predictions)
+
+
+def finish_subtask(task: Task, subtask: str, scorer: TextScorer, kept: Path) -> dict[str, Any]:
+    """The predictions of one subtask: those in ``kept``, or asked now and kept. Raises like :func:`run_task`."""
+    path = kept / task.name / f"{subtask}.json.gz"
+    content = read_gzip(path) or {}
+    if content.get("data") != task.data_hash(subtask):
+        content = _as_json(task.score(subtask, scorer), task.data_hash(subtask))
+        write_gzip(path, content)
+    return content
 
 
 def glue_result(results: Sequence[GlueResult], folder: Path) -> TaskResult:

@@ -22,16 +22,21 @@ from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.progress import prepare_with_progress
 from hgrnx.data.run_ledger import LEDGER
 from hgrnx.errors import UserError
+from hgrnx.evaluation.points import CURVE, check_best, zero_shot_tasks
+from hgrnx.launch.beside import BesideScorer
 from hgrnx.launch.cluster import connected
 from hgrnx.launch.evaluate import score_again_if_asked_for_more
 from hgrnx.launch.ray_train import train_on_ray
 from hgrnx.launch.tracked import JobTracking
 from hgrnx.objectives import find_teachers
 from hgrnx.paths import Places
+from hgrnx.report.dynamics import DYNAMICS, plot_dynamics
 from hgrnx.report.plots import plot_curves, plot_phenomena
 from hgrnx.report.tables import print_summary, summary_markdown
+from hgrnx.tracking.mlflow import stored_run_id
 from hgrnx.training.ledger import check_plan, plan_ledgers
 from hgrnx.training.run import write_json
+from hgrnx.training.snapshots import Snapshots
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,21 @@ def run_job(recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: 
     _check_writable(places)
     if recipe.evaluation.minimal_pairs is not None:  # before hours of training, not after
         read_minimal_pairs(Path(recipe.evaluation.minimal_pairs))
+    recipe = with_whole_data_path(recipe)
+    tasks = zero_shot_tasks(recipe.evaluation)
     dataset = prepare_with_progress(recipe.data, places, console)
+    check_best(recipe.evaluation, dataset.pairs_dir, tasks)
     job = _Job(recipe, dataset, places, JobTracking(places), console)
     with connected(places):
         return job.run(fresh)
+
+
+def with_whole_data_path(recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe with ``evaluation.data`` as an absolute path: workers run elsewhere than this process."""
+    if recipe.evaluation.data is None:
+        return recipe
+    data = str(Path(recipe.evaluation.data).expanduser().resolve())
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"data": data})})
 
 
 def job_stages(recipe: AnyRecipe, dataset: PreparedDataset, runs: Path) -> dict[str, Recipe]:
@@ -145,14 +161,32 @@ class _Job:
             )
             score_again_if_asked_for_more(run_dir, recipe, self.console)
             self.tracking.link(parent, label, run_dir)
+            self._score_what_waits(recipe, run_dir)
             return
         run = self.tracking.start(run_dir, run_dir.name, flatten(recipe), self.dataset, parent=parent)
         finished = False
         try:
             train_on_ray(recipe, self.dataset, run_dir, self.places, title=label, mlflow_run=run)
+            plot_dynamics({label: run_dir}, run_dir / DYNAMICS)
             finished = True
         finally:
             self.tracking.finish_training(run, run_dir, finished)
+
+    def _score_what_waits(self, recipe: Recipe, run_dir: Path) -> None:
+        """What a job that died after its training had not scored yet."""
+        if recipe.evaluation.tasks and not (run_dir / CURVE).is_file() and not Snapshots(run_dir).waiting():
+            self.console.print(
+                f"{run_dir.name} was trained without evaluation.tasks, so there are no weights of its way to score. "
+                f"Its last ones: hgrnx eval {run_dir.name} --tasks {','.join(recipe.evaluation.tasks)}",
+                highlight=False,
+            )
+        if not Snapshots(run_dir).waiting():
+            return
+        run = stored_run_id(run_dir)
+        BesideScorer(recipe, run_dir, self.places, run).finish()
+        plot_dynamics({run_dir.name: run_dir}, run_dir / DYNAMICS)
+        if run is not None:
+            self.tracking.log_dynamics(run, run_dir)
 
     def _compare(self, parent: str) -> None:
         """The table and the plots of the job, on the terminal, on disk and in MLflow."""
@@ -160,6 +194,7 @@ class _Job:
         curves = {label: run / "metrics.jsonl" for label, run in self.runs.items()}
         plot_curves(curves, self.folder / "curves.png")
         plot_phenomena(self.runs, self.folder / "phenomena.png")
+        plot_dynamics(self.runs, self.folder / DYNAMICS)
         self.tracking.log_comparison(parent, self.folder, self.runs, self.dataset)
         self.console.print()
         print_summary(self.runs, self.console)

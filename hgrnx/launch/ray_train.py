@@ -14,6 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from hgrnx.config import Recipe, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.errors import UserError
+from hgrnx.launch.beside import BesideScorer, has_room_beside
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
 from hgrnx.paths import Places
@@ -38,6 +39,7 @@ def train_on_ray(
     """
     launch = recipe.launch
     check_resources(launch)
+    beside = bool(recipe.evaluation.tasks) and has_room_beside(launch)
     board = Board.remote()  # type: ignore[attr-defined]
     # Ray's own bookkeeping of this attempt: kept apart, and cleared, because Train would resume (and skip) a
     # run of the same name; what to resume from is decided by our checkpoints alone.
@@ -55,6 +57,7 @@ def train_on_ray(
             "environment": places.environment(),
             "mlflow_run": mlflow_run,
             "board": board,
+            "scored_beside": beside,
         },
         scaling_config=ScalingConfig(
             num_workers=launch.num_workers, use_gpu=launch.use_gpu, resources_per_worker=resources
@@ -72,13 +75,16 @@ def train_on_ray(
             ),
         ),
     )
-    with shown(title, board):
+    scorer = BesideScorer(recipe, run_dir, places, mlflow_run)
+    with shown(title, board), scorer.watching(beside):
         error: Exception | None = None
         try:
             trainer.fit()
         except Exception as caught:
             error = caught
         failure = ray.get(board.failure.remote())
+    if failure is not None or error is not None:
+        scorer.stop()
     if failure is not None:
         raise UserError(failure)
     if error is not None:
@@ -87,6 +93,7 @@ def train_on_ray(
             f"{_last_lines(error)}\nIts checkpoints are kept in {run_dir}: the same command goes on from the last one."
         ) from error
     shutil.rmtree(ray_folder, ignore_errors=True)
+    scorer.finish()
 
 
 def _last_lines(error: Exception) -> str:
@@ -123,6 +130,7 @@ def _worker(config: dict[str, Any]) -> None:
             Path(config["run_dir"]),
             listener=board.post.remote,
             open_trackers=open_trackers,
+            scored_beside=config["scored_beside"],
         )
     except UserError as error:
         ray.get(board.fail.remote(str(error)))

@@ -11,10 +11,13 @@ from typing import Any
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.run_ledger import LEDGER, dataset_texts
 from hgrnx.errors import UserError
+from hgrnx.evaluation.points import CURVE
 from hgrnx.paths import Places
+from hgrnx.report.dynamics import DYNAMICS
 from hgrnx.report.tables import summary_rows
 from hgrnx.runs import read_json
 from hgrnx.tracking import mlflow
+from hgrnx.training.best import BEST
 
 EXPERIMENT = "hgrnx"
 
@@ -71,7 +74,15 @@ class JobTracking:
                 print(f"MLflow lacks {missing} records of {run_dir.name}; the next call of this job sends them.")
             with _only_warn():
                 self._log_artifacts(run, run_dir)
+            self.log_dynamics(run, run_dir)
         self.finish(run, finished)
+
+    def log_dynamics(self, run: str, run_dir: Path) -> None:
+        """The benchmark scores over the training, where there are any."""
+        if (run_dir / DYNAMICS).is_file():
+            with _only_warn():
+                mlflow.log_figure(self.uri, run, run_dir / DYNAMICS)
+                mlflow.log_artifact(self.uri, run, run_dir / CURVE, "eval")
 
     def _log_artifacts(self, run: str, run_dir: Path) -> None:
         mlflow.log_artifacts(self.uri, run, [run_dir / name for name in ("recipe.yaml", "environment.json", LEDGER)])
@@ -80,10 +91,14 @@ class JobTracking:
         for name, table in read_json(final)["tables"].items():
             if table:
                 mlflow.log_table(self.uri, run, table, f"eval/{name}.json")
-        checkpoints = (run_dir / "checkpoints").resolve().as_uri()
-        mlflow.set_tags(
-            self.uri, run, {"checkpoint": checkpoints, "ledger.words": read_json(run_dir / LEDGER)["words"]}
-        )
+        tags = {
+            "checkpoint": (run_dir / "checkpoints").resolve().as_uri(),
+            "ledger.words": read_json(run_dir / LEDGER)["words"],
+        }
+        if (run_dir / BEST / "best.json").is_file():
+            best = read_json(run_dir / BEST / "best.json")
+            tags |= {f"best.{key}": best[key] for key in ("metric", "value", "step", "words")}
+        mlflow.set_tags(self.uri, run, tags)
 
     def log_comparison(self, parent: str, folder: Path, runs: Mapping[str, Path], dataset: PreparedDataset) -> None:
         """The table and the plots, on the job's run and on a child called ``evaluation``."""

@@ -24,12 +24,18 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-_CHANCE = "#777777"
+CHANCE_COLOUR = "#777777"
+"""Of the line at which a model knows nothing."""
 
 
 def bar_colour(index: int) -> str:
     """The colour of the series ``index``."""
     return _COLOURS[index % len(_COLOURS)]
+
+
+def marker(index: int) -> str:
+    """The marker of the series ``index``."""
+    return _MARKERS[index % len(_MARKERS)]
 
 
 def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
@@ -55,7 +61,7 @@ def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
     import matplotlib
     from matplotlib.figure import Figure
 
-    scale, unit = _word_scale(
+    scale, unit = word_scale(
         max(words for lines in curves.values() for points in lines.values() for words, _, _ in points)
     )
     with matplotlib.rc_context(STYLE):
@@ -65,13 +71,19 @@ def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
                 if points:
                     _draw_curve(axes, index, label, points, scale, title)
             if title == "Minimal pairs":
-                axes.axhline(50, color=_CHANCE, linewidth=1, linestyle="--", zorder=1)
+                axes.axhline(50, color=CHANCE_COLOUR, linewidth=1, linestyle="--", zorder=1)
                 axes.annotate(
-                    "chance", (1, 50), (-2, 3), ("axes fraction", "data"), "offset points", ha="right", color=_CHANCE
+                    "chance",
+                    (1, 50),
+                    (-2, 3),
+                    ("axes fraction", "data"),
+                    "offset points",
+                    ha="right",
+                    color=CHANCE_COLOUR,
                 )
             axes.set(title=title, xlabel=f"words seen{unit}", ylabel=label_y)
             axes.set_xlim(left=0)
-        _legend(figure, list(runs))
+        draw_legend(figure, list(runs))
         save_figure(figure, out)
     return True
 
@@ -116,12 +128,14 @@ def plot_phenomena(runs: Mapping[str, Path], out: Path) -> bool:
                 label=label,
             )
         axes.axvline(50, color="#333333", linewidth=1, linestyle="--")
-        axes.annotate("chance", (50, 1), (0, 2), ("data", "axes fraction"), "offset points", ha="center", color=_CHANCE)
+        axes.annotate(
+            "chance", (50, 1), (0, 2), ("data", "axes fraction"), "offset points", ha="center", color=CHANCE_COLOUR
+        )
         axes.set_yticks(range(len(groups)), [group.replace("_", " ") for group in groups])
         axes.set(xlim=(0, 100), ylim=(-0.6, len(groups) - 0.4), xlabel="accuracy, % (± standard error over pairs)")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        _legend(figure, list(runs))
+        draw_legend(figure, list(runs))
         save_figure(figure, out)
     return True
 
@@ -196,7 +210,8 @@ def _draw_curve(
         axes.plot(x, y, marker=marker, markersize=5, linewidth=1.6, **line)
 
 
-def _legend(figure: Any, labels: Sequence[str]) -> None:
+def draw_legend(figure: Any, labels: Sequence[str]) -> None:
+    """One legend below all panels, of those of ``labels`` that were drawn, in this order."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:  # from the last panel, whose lines have markers, if a run is in it
         found, names = axes.get_legend_handles_labels()
@@ -207,7 +222,8 @@ def _legend(figure: Any, labels: Sequence[str]) -> None:
     figure.legend([handles[label] for label in shown], shown, loc="outside lower center", ncols=columns)
 
 
-def _word_scale(most: float) -> tuple[float, str]:
+def word_scale(most: float) -> tuple[float, str]:
+    """A unit for numbers of words up to ``most``: its size, and how an axis says it."""
     for size, name in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if most >= size:
             return size, f", {name}"

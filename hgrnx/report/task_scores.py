@@ -26,8 +26,8 @@ TITLES = {
 }
 """What people call the tasks."""
 
-_CHANCE = {"blimp", "blimp_fast", "supplement", "supplement_fast", "ewok", "ewok_fast"}
-"""Tasks of two options each."""
+CHANCE = {"blimp", "blimp_fast", "supplement", "supplement_fast", "ewok", "ewok_fast"}
+"""Tasks of two options each, of which half is chance."""
 
 
 def read_task_scores(folder: Path) -> dict[str, Any] | None:
@@ -128,7 +128,7 @@ def _draw_task(axes: Any, task: str, rows: list[dict[str, Any]], label: str) -> 
     if known:
         values = [paper[rows[place]["name"]] for place in known]
         axes.barh([place + height / 2 for place in known], values, height, color=bar_colour(1), label=DISTILLED_10M)
-    if task in _CHANCE:
+    if task in CHANCE:
         axes.axvline(50, color="#333333", linewidth=1, linestyle="--")
         axes.annotate(
             "chance", (50, 1), (0, 2), ("data", "axes fraction"), "offset points", ha="center", color="#777777"

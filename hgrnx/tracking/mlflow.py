@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from hgrnx.errors import UserError
 from hgrnx.tracking.mlflow_store import artifact_root, connect, explained, init_store, load, serve
-from hgrnx.tracking.publisher import BackgroundPublisher, Follower, Point
+from hgrnx.tracking.publisher import METRICS, BackgroundPublisher, Follower, Point
 from hgrnx.tracking.store_check import check_store, shown
 from hgrnx.tracking.tracker import replace_file
 from hgrnx.tracking.values import (
@@ -184,17 +184,26 @@ class MlflowPublisher(BackgroundPublisher):
         super().__init__(_follower(uri, run_id, metrics_path), durable_step)
 
 
-def replay(uri: str, run_id: str, run_dir: Path, *, durable_step: int | None = None, timeout: float = 60.0) -> int:
+def replay(
+    uri: str,
+    run_id: str,
+    run_dir: Path,
+    *,
+    durable_step: int | None = None,
+    timeout: float = 60.0,
+    file: str = METRICS,
+) -> int:
     """Send what MLflow lacks of a run's ``metrics.jsonl``, now, in this thread. Its errors are not raised.
 
     Args:
+        file: another file of the run of the same form.
         durable_step: only up to this step; None for a finished run, of which everything counts.
         timeout: no further batch is begun after so many seconds.
 
     Returns:
         Records that are still missing, 0 when MLflow has everything.
     """
-    follower = _follower(uri, run_id, run_dir / "metrics.jsonl")
+    follower = _follower(uri, run_id, run_dir / file)
     if follower.missing(durable_step) and check_store(uri, min(5.0, timeout)) is None:
         try:
             follower.publish(durable_step, deadline=time.monotonic() + timeout)

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from hgrnx.tracking.tracker import parse_line, replace_file
 
 STATE_FILE = "mlflow-published.json"
 """In a run folder: for each metric, the last step that the store has, and what was being sent."""
+
+METRICS = "metrics.jsonl"
+"""In a run folder: its metrics."""
 
 _POINTS_PER_BATCH = 1_000  # MLflow's limit
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
@@ -42,13 +45,16 @@ class Follower:
     """Reads a metrics file from where it stopped and sends each metric of each step once.
 
     Args:
-        path: the ``metrics.jsonl``; the state is kept beside it.
+        path: the ``metrics.jsonl``, or a file of the same form; the state is kept beside it.
         run_id: of the run in the store; a state that belongs to another run is not used.
     """
 
     def __init__(self, path: Path, run_id: str, send: Send) -> None:
         self._path, self._run_id, self._send = path, run_id, send
-        self._state_path = path.with_name(STATE_FILE)
+        main = path.name == METRICS
+        self._state_path = path.with_name(STATE_FILE if main else f"{path.stem}-{STATE_FILE}")
+        # Words are in every file of a run; of a step that several files have they are sent from one.
+        self._own_keys = {"step", "time"} if main else {"step", "time", "words"}
         # By metric and step, not by place in the file: a resumed run rewrites the file's end, and steps sent
         # before a checkpoint was lost must not be sent again when they are recomputed.
         self._last_step: dict[str, int] = {}
@@ -101,7 +107,9 @@ class Follower:
                 if record is not None:
                     if limit is not None and record["step"] > limit:
                         break
-                    new = [point for point in _points(record) if point.step > last_step.get(point.key, -1)]
+                    new = [
+                        point for point in _points(record, self._own_keys) if point.step > last_step.get(point.key, -1)
+                    ]
                     last_step.update((point.key, point.step) for point in new)
                     points += new
                     records += bool(new)
@@ -199,10 +207,10 @@ class BackgroundPublisher:
         return None
 
 
-def _points(record: Mapping[str, Any]) -> list[Point]:
+def _points(record: Mapping[str, Any], left_out: Collection[str]) -> list[Point]:
     timestamp = int(record.get("time", 0) * 1000)
     return [
         Point("words_seen" if key == "words" else key, float(value), timestamp, record["step"])
         for key, value in record.items()
-        if key not in {"step", "time"} and isinstance(value, int | float)
+        if key not in left_out and isinstance(value, int | float)
     ]

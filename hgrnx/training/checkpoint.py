@@ -160,6 +160,12 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
     )
 
 
+def last_saved_step(checkpoints: Path) -> int:
+    """The step of the checkpoint that ``LAST`` names, unchecked; 0 where there is none."""
+    last = _read_last(checkpoints)
+    return _step_of(last) if last is not None else 0
+
+
 @contextlib.contextmanager
 def _place_for(target: Path) -> Iterator[Path]:
     """A new folder beside ``target``, in a place without the leftovers of killed saves; gone where writing fails."""

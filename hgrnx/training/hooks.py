@@ -14,6 +14,7 @@ from hgrnx.errors import UserError
 from hgrnx.evaluation.suite import EvaluationResult, evaluate
 from hgrnx.models.base import LanguageModel
 from hgrnx.tracking.tracker import Tracker
+from hgrnx.training.best import BestWeights
 from hgrnx.training.checkpoint import save_checkpoint, save_weights
 from hgrnx.training.distributed import gather_objects, rank_and_world, sum_over_ranks, wait_for_all
 from hgrnx.training.engine import Engine
@@ -90,10 +91,11 @@ class EvaluateHook(Hook):
         config: EvaluationConfig,
         tracker: Tracker,
         folder: Path,
+        best: BestWeights,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.engine, self.model, self.dataset, self.config = engine, model, dataset, config
-        self.tracker, self.folder, self.on_progress = tracker, folder, on_progress
+        self.tracker, self.folder, self.best, self.on_progress = tracker, folder, best, on_progress
         self.every = Period(config.every)
         self.last: EvaluationResult | None = None
 
@@ -103,7 +105,8 @@ class EvaluateHook(Hook):
 
     def run(self, now: Progress) -> None:
         """Evaluate now; at the end of the run with everything, before it with the samples the recipe names."""
-        self.model.load_state_dict(self.engine.weights(), strict=False)
+        weights = self.engine.weights()
+        self.model.load_state_dict(weights, strict=False)
         rank, world = rank_and_world()
         self.last = evaluate(
             self.model,
@@ -118,6 +121,7 @@ class EvaluateHook(Hook):
         if rank == 0:
             self.last.save(self.folder, "final" if now.finished else f"step-{now.step:08d}")
             self.tracker.log(now.step, {**self.last.metrics, "words": now.words})
+            self.best.offer(now.step, now.words, self.last.metrics, lambda: weights)
 
 
 class CheckpointHook(Hook):
@@ -152,7 +156,7 @@ class MilestoneHook(Hook):
         self.engine, self.folder = engine, folder
 
     def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
-        passed = [words for words in durations.WORD_MILESTONES if before.words < words <= now.words]
+        passed = durations.milestones_between(before.words, now.words)
         if not passed:
             return
         weights = self.engine.weights()

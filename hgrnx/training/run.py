@@ -18,6 +18,7 @@ from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.folders import write_json
 from hgrnx.data.loader import TrainLoader
 from hgrnx.errors import UserError
+from hgrnx.evaluation.points import check_best, zero_shot_tasks
 from hgrnx.models import build_model
 from hgrnx.objectives import Distillation, NextToken, ObjectiveModule, load_teachers
 from hgrnx.objectives.base import Objective
@@ -26,12 +27,15 @@ from hgrnx.ops.cpu import keep_freed_memory
 from hgrnx.tracking.environment import describe_environment
 from hgrnx.tracking.tracker import CompositeTracker, JsonlTracker, NullTracker, Tracker
 from hgrnx.training import optim
+from hgrnx.training.best import BestWeights
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights
 from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_all
 from hgrnx.training.engine import build_engine, choose_device
 from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, MilestoneHook, ProgressHook
 from hgrnx.training.loop import Period, train
 from hgrnx.training.recompute import recompute_layers
+from hgrnx.training.snapshots import Snapshots
+from hgrnx.training.task_hook import LeaveSnapshot, Schedule, ScoreInTurn, TaskHook, snapshot_limit
 
 MILESTONES = "milestones"
 """Folder of a run with the weights at its word milestones."""
@@ -50,17 +54,23 @@ def run_training(
     *,
     listener: Listener | None = None,
     open_trackers: Callable[[Path], Sequence[Tracker]] = lambda metrics_file: (),
+    scored_beside: bool = False,
 ) -> dict[str, Any]:
     """Train ``recipe`` in ``run_dir``, going on from its last whole checkpoint; every rank calls it.
 
     ``open_trackers`` is called on rank 0 with the path of ``metrics.jsonl``; what it returns is told of every
-    line and of every durable step. Returns what is also written to ``result.json``.
+    line and of every durable step. ``scored_beside``: the weights for ``evaluation.tasks`` are left in
+    ``snapshots/`` for another process, which scores them; otherwise the ranks score them here, in turn.
+    Returns what is also written to ``result.json``.
 
     Raises:
-        UserError: the data are too few for one batch, a teacher does not fit, the loss is not finite, or the
-            disk refuses.
+        UserError: the data are too few for one batch, a teacher or a benchmark does not fit, the loss is not
+            finite, or the disk refuses.
     """
     rank, world = rank_and_world()
+    tasks = [] if scored_beside else zero_shot_tasks(recipe.evaluation)
+    if not scored_beside:  # whoever scores has looked at all this
+        check_best(recipe.evaluation, dataset.pairs_dir, tasks)
     torch.manual_seed(recipe.seed)
     if not recipe.launch.use_gpu:
         keep_freed_memory()
@@ -98,6 +108,7 @@ def run_training(
     finished = False
     try:
         every = Period(recipe.training.checkpoint_every)
+        best = BestWeights(run_dir, recipe.evaluation.best)
         evaluation = EvaluateHook(
             engine,
             build_model(recipe.model, dataset.vocab_size, seed=recipe.seed).to(engine.device).eval(),
@@ -105,11 +116,23 @@ def run_training(
             recipe.evaluation,
             tracker,
             run_dir / "eval",
+            best,
             None if listener is None or rank else lambda done, total: listener({"evaluated": done, "items": total}),
         )
+        points: list[Hook] = []
+        if recipe.evaluation.tasks:
+            snapshots = Snapshots(run_dir, snapshot_limit(recipe.evaluation))
+            take: LeaveSnapshot | ScoreInTurn
+            if scored_beside:
+                take = LeaveSnapshot(snapshots)
+            else:
+                take = ScoreInTurn(evaluation.model, dataset, tasks, run_dir, best)
+                take.score_waiting(snapshots)
+            points.append(TaskHook(engine, Schedule(recipe.evaluation.tasks_every), take, tracker))
         hooks: list[Hook] = [
             LogHook(tracker, engine, clock, recipe.training.log_every, every),
             evaluation,
+            *points,
             *([MilestoneHook(engine, run_dir / MILESTONES)] if recipe.training.word_milestones else []),
             CheckpointHook(
                 engine,

@@ -202,3 +202,18 @@ def test_however_a_run_dies_no_step_is_recorded_twice(lives: list[tuple[int, str
         Follower(path, "run", store.send).publish(None)
         assert store.steps("loss") == list(range(1, total + 1))
         assert store.steps("accuracy") == list(range(checkpoint_every, total + 1, checkpoint_every))
+
+
+def test_two_files_of_a_run_do_not_know_of_each_other(tmp_path: Path) -> None:
+    store = Store()
+    for step in (1, 2):
+        (tmp_path / "metrics.jsonl").open("a").write(f'{{"step": {step}, "time": 1, "words": 10, "loss": 2}}\n')
+    (tmp_path / "task-scores.jsonl").write_text('{"step": 1, "time": 5, "words": 10, "tasks/blimp/accuracy": 0.5}\n')
+    for _ in range(2):  # the second finds all sent, and sends nothing
+        for name in ("metrics.jsonl", "task-scores.jsonl"):
+            follower = Follower(tmp_path / name, "run", store.send)
+            follower.publish(None)
+            assert follower.missing(None) == 0
+    assert store.steps("loss") == [1, 2] and store.steps("tasks/blimp/accuracy") == [1]
+    assert store.steps("words_seen") == [1, 2]
+    assert sum(store.batches) == 5
