@@ -177,7 +177,7 @@ def test_glue_gives_scores_predictions_and_details(folder: Path, places: Places,
 def test_all_problems_come_before_anything_is_run(
     folder: Path, places: Places, data: Path, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgrnx.launch.evaluate_tasks.open_folder", lambda _: pytest.fail("something was run"))
+    monkeypatch.setattr("hgrnx.launch.evaluate_tasks.open_subject", lambda *_: pytest.fail("something was run"))
     broken = write_eval_data(tmp_path / "broken")
     (broken / "blimp_filtered" / "wh_island.jsonl").unlink()
     path = broken / "supplement_filtered" / "hypernym.jsonl"
@@ -219,7 +219,7 @@ def test_a_wrong_password_is_said(folder: Path, places: Places, tmp_path: Path, 
 def test_missing_glue_files_are_said_before_the_rest_is_run(
     folder: Path, places: Places, data: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgrnx.launch.evaluate_tasks.run_task", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr("hgrnx.launch.evaluate_tasks.open_subject", lambda *_: pytest.fail("something was run"))
     with pytest.raises(UserError, match=r"lacks .*boolq\.train\.jsonl"):
         score(folder, places, data, console, "blimp", "glue")
 
