@@ -66,7 +66,7 @@ def ask_here(tasks: Iterable[Task], scorer: TextScorer) -> Ask:
 def cut(task: Task, subtask: str, share_texts: int = SHARE_TEXTS) -> list[Share]:
     """The shares of a subtask, about equal, at least one; a share has at least one item."""
     items, per_item = task.size(subtask)
-    count = min(max(1, -(-items * per_item // share_texts)), max(1, items))
+    count = max(1, -(-items // max(1, share_texts // max(1, per_item))))
     bounds = [items * number // count for number in range(count + 1)]
     data = task.data_hash(subtask)
     return [
