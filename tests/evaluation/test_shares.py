@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eval_data import write_bear
+from eval_data import Told, write_bear
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tasks import Told
 from tokenizers import Tokenizer
 
 from hgrnx.data.benchmarks import EwokItem, MinimalPair, read_bear
