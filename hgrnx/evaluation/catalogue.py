@@ -106,10 +106,12 @@ def _ewok(name: str, place: Path, password: str) -> Task:
 
 def _bear(place: Path, templates: Sequence[int] | None, reduction: Reduction) -> Task:
     relations = read_bear(place)
-    most = max(len(relation.templates) for relation in relations)
+    counts = [len(relation.templates) for relation in relations]
     for index in templates or ():
-        if index >= most:
-            raise UserError(f"no relation has a template {index} (from 0); the most are {most}.")
+        if index >= max(counts):
+            raise UserError(f"no relation has a template {index} (from 0); the most are {max(counts)}.")
+    if templates and min(templates) >= min(counts):
+        raise UserError(f"some relations have {min(counts)} templates only, so none of those asked for.")
     return Bear(relations, templates, reduction)
 
 
