@@ -133,6 +133,11 @@ def evaluate(
         Path | None,
         typer.Option(help="Write the BabyLM challenge's JSON here (.json.gz; EWoK's into a zip beside it)."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Ray workers that share the tasks; 0 for none [all of the cluster in RAY_ADDRESS]."),
+    ] = None,
+    cpus_per_worker: Annotated[int, typer.Option(min=1, help="Of each Ray worker.")] = 1,
     home: Home = None,
     fresh: Fresh = False,
 ) -> None:
@@ -142,6 +147,8 @@ def evaluate(
 
     places, console = resolve_places(home), make_console()
     if tasks is None and data is None:
+        if workers:
+            raise UserError("--workers shares out benchmark tasks: name them with --tasks (and --data).")
         from hgrnx.launch.evaluate import evaluate_model
 
         evaluate_model(model, places, pairs, text, console)
@@ -152,7 +159,7 @@ def evaluate(
     request = read_request(
         tasks, data, precision, bear_templates, bear_reduction, glue or [], seeds, challenge_predictions
     )
-    evaluate_tasks(model, places, request, console, fresh=fresh)
+    evaluate_tasks(model, places, request, console, fresh=fresh, workers=workers, cpus_per_worker=cpus_per_worker)
 
 
 @app.command()

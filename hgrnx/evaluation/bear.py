@@ -15,7 +15,7 @@ import numpy as np
 
 from hgrnx.data.benchmarks import BearRelation
 from hgrnx.evaluation.choices import Accuracy, Choices, TextScorer, accuracy, mean_accuracy, require_finite
-from hgrnx.evaluation.task import TaskScore, items_hash
+from hgrnx.evaluation.task import ALL_ITEMS, TaskScore, items_hash
 
 Reduction = Literal["sum", "mean"]
 
@@ -45,20 +45,25 @@ class Bear:
     def data_hash(self, subtask: str) -> str:
         return items_hash([self.relations[subtask]], self._templates(subtask), self.reduction)
 
-    def score(self, subtask: str, scorer: TextScorer) -> Choices:
+    def size(self, subtask: str) -> tuple[int, int]:
+        relation = self.relations[subtask]
+        return len(relation.instances), len(relation.answers) * len(self._templates(subtask))
+
+    def score(self, subtask: str, scorer: TextScorer, items: slice = ALL_ITEMS) -> Choices:
         relation, templates = self.relations[subtask], self._templates(subtask)
+        instances = relation.instances[items]
         texts = [
             relation.statement(template, instance.subject, answer)
             for template in templates
-            for instance in relation.instances
+            for instance in instances
             for answer in relation.answers
         ]
         scores = scorer.strings(texts, prefix="")
         if self.reduction == "mean":
             scores = scores / scorer.token_counts(texts, prefix="")
-        scores_VNK = scores.reshape(len(templates), len(relation.instances), len(relation.answers))
-        require_finite(scores_VNK.swapaxes(0, 1), f"{self.name}/{subtask}")
-        return Choices(np.array([instance.answer for instance in relation.instances]), scores_VNK)
+        scores_VNK = scores.reshape(len(templates), len(instances), len(relation.answers))
+        require_finite(scores_VNK.swapaxes(0, 1), f"{self.name}/{subtask}", items.start)
+        return Choices(np.array([instance.answer for instance in instances]), scores_VNK)
 
     def summarise(self, results: Mapping[str, Choices]) -> TaskScore:
         rows = [accuracy(name, name, choices) for name, choices in results.items()]

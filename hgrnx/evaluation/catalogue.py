@@ -66,7 +66,7 @@ def plan_tasks(
         "blimp": _pairs,
         "supplement": _pairs,
         "ewok": lambda name, place: _ewok(name, place, ewok_password),
-        "bear": lambda _, place: Bear(read_bear(place), bear_templates, bear_reduction),
+        "bear": lambda _, place: _bear(place, bear_templates, bear_reduction),
     }
     tasks = []
     for name in dict.fromkeys("glue" if name in GLUE_FIELDS else name for name in wanted):
@@ -102,6 +102,17 @@ def _ewok(name: str, place: Path, password: str) -> Task:
     files = read_ewok(place, password)
     _require_all(name, files, place)
     return Ewok(name, files)
+
+
+def _bear(place: Path, templates: Sequence[int] | None, reduction: Reduction) -> Task:
+    relations = read_bear(place)
+    counts = [len(relation.templates) for relation in relations]
+    for index in templates or ():
+        if index >= max(counts):
+            raise UserError(f"no relation has a template {index} (from 0); the most are {max(counts)}.")
+    if templates and min(templates) >= min(counts):
+        raise UserError(f"some relations have {min(counts)} templates only, so none of those asked for.")
+    return Bear(relations, templates, reduction)
 
 
 def _require_all(name: str, found: Collection[str], place: Path) -> None:

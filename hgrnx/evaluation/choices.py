@@ -101,12 +101,13 @@ def mean_accuracy(name: str, group: str, rows: Sequence[Accuracy], weights: Sequ
     )
 
 
-def require_finite(scores: np.ndarray, where: str) -> None:
+def require_finite(scores: np.ndarray, where: str, start: int = 0) -> None:
     """Refuse scores that are not numbers: an argmax would take them for the best.
 
     Args:
         scores: the items along the first axis.
         where: task and subtask, for the message.
+        start: which item of the subtask the first one is.
 
     Raises:
         UserError: names the first such item, counted from 0.
@@ -116,6 +117,7 @@ def require_finite(scores: np.ndarray, where: str) -> None:
         first = int(bad.argmax())
         values = ", ".join(f"{value:g}" for value in np.ravel(scores[first])[:6])
         raise UserError(
-            f"{where}, item {first} (from 0): the model's scores are {values}. Such an item would count as right; the "
-            f"weights are broken, so nothing is scored. It is so for {int(bad.sum())} of {len(bad)} items."
+            f"{where}, item {start + first} (from 0): the model's scores are {values}. Such an item would count as "
+            f"right; the weights are broken, so nothing is scored. It is so for {int(bad.sum())} of {len(bad)} items "
+            "asked at once."
         )

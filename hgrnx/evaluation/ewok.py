@@ -12,7 +12,7 @@ import numpy as np
 
 from hgrnx.data.benchmarks import EwokItem
 from hgrnx.evaluation.choices import Choices, TextScorer, require_finite
-from hgrnx.evaluation.task import TaskScore, items_hash, unweighted
+from hgrnx.evaluation.task import ALL_ITEMS, TaskScore, items_hash, unweighted
 
 
 class Ewok:
@@ -29,12 +29,15 @@ class Ewok:
     def data_hash(self, subtask: str) -> str:
         return items_hash(self.files[subtask])
 
-    def score(self, subtask: str, scorer: TextScorer) -> Choices:
-        items = self.files[subtask]
-        asked = [(item.contexts[0], f" {target}") for item in items for target in item.targets]
+    def size(self, subtask: str) -> tuple[int, int]:
+        return len(self.files[subtask]), 2
+
+    def score(self, subtask: str, scorer: TextScorer, items: slice = ALL_ITEMS) -> Choices:
+        chosen = self.files[subtask][items]
+        asked = [(item.contexts[0], f" {target}") for item in chosen for target in item.targets]
         scores_NK = scorer.continuations(asked).reshape(-1, 2)
-        require_finite(scores_NK, f"{self.name}/{subtask}")
-        return Choices(np.zeros(len(items), dtype=np.int64), scores_NK[None])
+        require_finite(scores_NK, f"{self.name}/{subtask}", items.start)
+        return Choices(np.zeros(len(chosen), dtype=np.int64), scores_NK[None])
 
     def summarise(self, results: Mapping[str, Choices]) -> TaskScore:
         return unweighted(self.name, results, {name: name for name in self.files})

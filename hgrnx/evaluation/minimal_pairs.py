@@ -14,7 +14,7 @@ import numpy as np
 from hgrnx.data.benchmarks import MinimalPair
 from hgrnx.errors import UserError
 from hgrnx.evaluation.choices import Accuracy, Choices, TextScorer, accuracy, mean_accuracy, require_finite
-from hgrnx.evaluation.task import TaskScore, by_group, items_hash, unweighted
+from hgrnx.evaluation.task import ALL_ITEMS, TaskScore, by_group, items_hash, unweighted
 
 Scorer = Callable[[Sequence[str]], np.ndarray]
 """Strings -> their log-probabilities."""
@@ -124,10 +124,13 @@ class MinimalPairs:
     def data_hash(self, subtask: str) -> str:
         return items_hash(self.files[subtask])
 
-    def score(self, subtask: str, scorer: TextScorer) -> Choices:
-        pairs = self.files[subtask]
+    def size(self, subtask: str) -> tuple[int, int]:
+        return len(self.files[subtask]), 2
+
+    def score(self, subtask: str, scorer: TextScorer, items: slice = ALL_ITEMS) -> Choices:
+        pairs = self.files[subtask][items]
         scores_NK = scorer.strings([text for pair in pairs for text in (pair.good, pair.bad)]).reshape(-1, 2)
-        require_finite(scores_NK, f"{self.name}/{subtask}")
+        require_finite(scores_NK, f"{self.name}/{subtask}", items.start)
         return Choices(np.zeros(len(pairs), dtype=np.int64), scores_NK[None])
 
     def summarise(self, results: Mapping[str, Choices]) -> TaskScore:

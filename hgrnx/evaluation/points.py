@@ -23,8 +23,9 @@ from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.errors import UserError
 from hgrnx.evaluation.catalogue import plan_tasks
 from hgrnx.evaluation.files import write_whole
-from hgrnx.evaluation.results import finish_subtask, read_scores, run_task, save_results, task_metrics, weights_hash
+from hgrnx.evaluation.results import read_scores, run_task, save_results, task_metrics, weights_hash
 from hgrnx.evaluation.scorer import Scorer
+from hgrnx.evaluation.shares import finish_subtask
 from hgrnx.evaluation.task import Task
 from hgrnx.models import LanguageModel
 

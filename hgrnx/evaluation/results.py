@@ -1,7 +1,4 @@
-"""Running a task subtask by subtask, keeping what is finished, and writing what came out.
-
-A subtask is kept as it is finished, so that a kill loses one at most. What is kept are indices and scores, no texts.
-"""
+"""Scores of finished tasks, and the files that have them."""
 
 from __future__ import annotations
 
@@ -15,15 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from hgrnx.data.benchmark_names import SUBTASKS
 from hgrnx.data.benchmarks import FOLDERS, glue_files, read_glue_file
 from hgrnx.data.folders import file_sha256
-from hgrnx.evaluation.choices import Accuracy, Choices, TextScorer, mean_accuracy
+from hgrnx.errors import UserError
+from hgrnx.evaluation.choices import Accuracy, TextScorer, mean_accuracy
 from hgrnx.evaluation.files import read_gzip, write_gzip, write_whole
-from hgrnx.evaluation.glue import GlueResult
+from hgrnx.evaluation.glue_jobs import GlueResult
+from hgrnx.evaluation.shares import Predictions, Share, ask_here, choices_of, cut, run_shares
 from hgrnx.evaluation.task import Task, TaskScore
 from hgrnx.models import LanguageModel
 
@@ -40,42 +38,38 @@ class TaskResult:
     """A task's scores and predictions."""
 
     score: TaskScore
-    predictions: dict[str, dict[str, Any]]
-    """By subtask: ``data`` (a hash of its items), ``right`` and ``chosen`` (indices of options by item), and
-    ``scores`` (log-probabilities by option); ``chosen`` and ``scores`` have a list for each template where there are
-    several."""
+    predictions: dict[str, Predictions]
+    """By subtask."""
     details: list[dict[str, Any]] = field(default_factory=list)
     """What else is to be known of each subtask, as of a fine-tuning."""
 
 
 def run_task(task: Task, scorer: TextScorer, kept: Path, on_subtask: Callable[[str], None] | None = None) -> TaskResult:
-    """Ask all subtasks of a task that are not in ``kept`` already.
+    """Ask all of a task, in this process, that is not in ``kept`` already.
 
     Args:
-        kept: folder for the finished subtasks of one model with one set of settings.
+        kept: folder for what is finished of one model with one set of settings.
         on_subtask: called with each subtask's name when it is finished.
 
     Raises:
         UserError: a score is no number, or ``kept`` cannot be written.
     """
-    results: dict[str, Choices] = {}
-    predictions: dict[str, dict[str, Any]] = {}
-    for subtask in task.subtasks:
-        predictions[subtask] = content = finish_subtask(task, subtask, scorer, kept)
-        results[subtask] = choices_of(content)
-        if on_subtask is not None:
-            on_subtask(subtask)
-    return TaskResult(task.summarise(results), predictions)
+    left = {subtask: len(cut(task, subtask)) for subtask in task.subtasks}
+
+    def on_share(share: Share, _: bool) -> None:
+        left[share.subtask] -= 1
+        if left[share.subtask] == 0 and on_subtask is not None:
+            on_subtask(share.subtask)
+
+    ((_, predictions),) = run_shares([task], ask_here([task], scorer), kept, on_share)
+    return task_result(task, predictions)
 
 
-def finish_subtask(task: Task, subtask: str, scorer: TextScorer, kept: Path) -> dict[str, Any]:
-    """The predictions of one subtask: those in ``kept``, or asked now and kept. Raises like :func:`run_task`."""
-    path = kept / task.name / f"{subtask}.json.gz"
-    content = read_gzip(path) or {}
-    if content.get("data") != task.data_hash(subtask):
-        content = _as_json(task.score(subtask, scorer), task.data_hash(subtask))
-        write_gzip(path, content)
-    return content
+def task_result(task: Task, predictions: Mapping[str, Predictions]) -> TaskResult:
+    """The scores of all subtasks' predictions."""
+    return TaskResult(
+        task.summarise({subtask: choices_of(predictions[subtask]) for subtask in task.subtasks}), dict(predictions)
+    )
 
 
 def glue_result(results: Sequence[GlueResult], folder: Path) -> TaskResult:
@@ -111,12 +105,6 @@ def glue_result(results: Sequence[GlueResult], folder: Path) -> TaskResult:
     return TaskResult(TaskScore(overall, rows, rows), predictions, details)
 
 
-def choices_of(content: Mapping[str, Any]) -> Choices:
-    """The choices of a subtask's kept predictions."""
-    scores = np.array(content["scores"], dtype=np.float64)
-    return Choices(np.array(content["right"], dtype=np.int64), scores if scores.ndim == 3 else scores[None])
-
-
 def weights_hash(model: LanguageModel) -> str:
     """SHA-256 of a model's parameters and their names."""
     digest = hashlib.sha256()
@@ -141,7 +129,10 @@ def save_results(folder: Path, results: Mapping[str, TaskResult], facts: Mapping
         The content of ``tasks.json``: the facts, ``tasks`` by name, and ``macro`` (None until the challenge's tasks
         are all there).
     """
-    before = read_scores(folder)
+    try:
+        before = read_scores(folder)
+    except UserError:  # it is made again
+        before = None
     tasks: dict[str, Any] = {}
     predictions: dict[str, Any] = {}
     if before is not None and all(before.get(key) == value for key, value in facts.items()):
@@ -160,12 +151,21 @@ def save_results(folder: Path, results: Mapping[str, TaskResult], facts: Mapping
 
 
 def read_scores(folder: Path) -> dict[str, Any] | None:
-    """What :func:`save_results` wrote to ``tasks.json``; None where there is none, or only a part of one."""
+    """``tasks.json`` of an evaluation folder; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / SCORES
     try:
-        content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("tasks"), dict) else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}). Score the model again: hgrnx eval ... --fresh") from None
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
+        raise UserError(f"{path} is damaged. Score the model again: hgrnx eval ... --fresh")
+    return content
 
 
 def task_metrics(content: Mapping[str, Any]) -> dict[str, float]:
@@ -199,14 +199,3 @@ def _csv(tasks: Mapping[str, Any]) -> str:
         for table in ("groups", "templates", "subtasks"):
             writer.writerows({"task": task, "table": table, **row} for row in tables[table])
     return text.getvalue()
-
-
-def _as_json(choices: Choices, data: str) -> dict[str, Any]:
-    several = len(choices.scores_VNK) > 1
-    chosen, scores = choices.chosen().tolist(), choices.scores_VNK.tolist()
-    return {
-        "data": data,
-        "right": choices.right_N.tolist(),
-        "chosen": chosen if several else chosen[0],
-        "scores": scores if several else scores[0],
-    }

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hgrnx.evaluation.metrics import GLUE_METRICS, MetricName, measure
-from hgrnx.evaluation.results import choices_of
+from hgrnx.evaluation.shares import choices_of
 
 DRAWS = 2000
 _LEVEL = (2.5, 97.5)

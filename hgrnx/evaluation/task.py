@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from hgrnx.evaluation.choices import Accuracy, Choices, TextScorer, accuracy, mean_accuracy
 
+ALL_ITEMS = slice(0, None)
+
 
 class Task(Protocol):
     """A benchmark whose items are choices between texts."""
@@ -24,8 +26,11 @@ class Task(Protocol):
     def data_hash(self, subtask: str) -> str:
         """Changes whenever the subtask's items, or how they are asked, do."""
 
-    def score(self, subtask: str, scorer: TextScorer) -> Choices:
-        """Ask a model all items of a subtask. Raises UserError naming task and item where a score is no number."""
+    def size(self, subtask: str) -> tuple[int, int]:
+        """How many items a subtask has, and how many texts have to be scored for each."""
+
+    def score(self, subtask: str, scorer: TextScorer, items: slice = ALL_ITEMS) -> Choices:
+        """Ask a model items of a subtask. Raises UserError naming task and item where a score is no number."""
 
     def summarise(self, results: Mapping[str, Choices]) -> TaskScore:
         """The task's score, of the choices of all its subtasks."""

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hgrnx.errors import UserError
 from hgrnx.evaluation.files import read_gzip
-from hgrnx.evaluation.results import PREDICTIONS
+from hgrnx.evaluation.results import PREDICTIONS, read_scores
 from hgrnx.evaluation.significance import paired_task
 from hgrnx.paths import Places
 from hgrnx.report.tables import print_summary, summary_csv, summary_markdown
@@ -22,7 +22,7 @@ from hgrnx.report.task_comparison import (
     print_comparison,
     table_rows,
 )
-from hgrnx.report.task_scores import TITLES, read_task_scores
+from hgrnx.report.task_scores import TITLES
 from hgrnx.runs import evaluation_folder, find_run
 
 
@@ -62,7 +62,7 @@ def compare_runs(names: Sequence[str], places: Places, console: Console, form: F
 
 def compare_tasks(folders: Mapping[str, Path]) -> TaskComparison | None:
     """The benchmark scores in evaluation folders, by label; None where there are none at all."""
-    contents = {label: read_task_scores(folder) for label, folder in folders.items()}
+    contents = {label: read_scores(folder) for label, folder in folders.items()}
     scored = {label: content for label, content in contents.items() if content is not None}
     if not scored:
         return None
@@ -100,7 +100,7 @@ def compare_tasks(folders: Mapping[str, Path]) -> TaskComparison | None:
 
 
 def _has_tasks(folder: Path, places: Places) -> bool:
-    return read_task_scores(evaluation_folder(folder, places)) is not None
+    return read_scores(evaluation_folder(folder, places)) is not None
 
 
 def _finished(folder: Path) -> bool:

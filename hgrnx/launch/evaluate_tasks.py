@@ -1,104 +1,119 @@
-"""Scoring a model on benchmark tasks, in this process: all is checked, then run, kept as it is finished, and shown."""
+"""Scoring a model on benchmark tasks: all is checked, then asked here or on Ray, kept as it is finished, and shown."""
 
 from __future__ import annotations
 
+import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from rich.console import Console
-from rich.progress import Progress
 
-from hgrnx.data.tokenizer import BOS
 from hgrnx.errors import UserError, joined
-from hgrnx.evaluation.catalogue import Plan, plan_tasks
+from hgrnx.evaluation.catalogue import Plan
 from hgrnx.evaluation.files import read_gzip
-from hgrnx.evaluation.glue import GlueProgress, GlueResult, run_glue
+from hgrnx.evaluation.glue import GlueProgress, KeptTunings, Tune, kept_glue, run_glue
 from hgrnx.evaluation.glue_bar import glue_bar
+from hgrnx.evaluation.glue_jobs import Job, plan_jobs
 from hgrnx.evaluation.results import (
     PREDICTIONS,
     SCORES,
     TABLE,
     glue_result,
-    run_task,
     save_results,
     task_metrics,
-    weights_hash,
+    task_result,
 )
-from hgrnx.evaluation.scorer import Scorer
+from hgrnx.evaluation.shares import Ask, ask_here, run_shares
 from hgrnx.evaluation.submission import check_submission_path, write_submission
+from hgrnx.launch.subject import OpenedSubject, find_tasks, open_subject, own_device
+from hgrnx.launch.task_progress import task_progress
 from hgrnx.launch.task_request import TaskRequest
 from hgrnx.launch.tracked import log_evaluation
-from hgrnx.ops.cpu import guard_bf16_products
 from hgrnx.paths import Places
 from hgrnx.report.task_scores import plot_task_scores, print_task_scores
-from hgrnx.runs import OpenedModel, evaluation_folder, find_run, open_folder
+from hgrnx.runs import evaluation_folder, find_run
 
 _PLOT = "tasks.png"
 _T = TypeVar("_T")
 
 
+@dataclass
+class _Screen:
+    """Where those at work tell how far they are: what is shown at the time."""
+
+    on_wait: Callable[[str], None] = lambda _: None
+    on_tuning: Callable[[GlueProgress], None] = lambda _: None
+
+
 def evaluate_tasks(
-    name: str, places: Places, request: TaskRequest, console: Console, *, fresh: bool = False
+    name: str,
+    places: Places,
+    request: TaskRequest,
+    console: Console,
+    *,
+    fresh: bool = False,
+    workers: int | None = None,
+    cpus_per_worker: int = 1,
 ) -> dict[str, Any]:
     """Score a run's newest weights, or a Hugging Face folder, on benchmark tasks; print and save the scores.
 
     Args:
         fresh: ask again what was finished before.
+        workers: how many Ray workers share the work; 0 for this process alone. When None, all devices of the cluster in
+            ``RAY_ADDRESS``, and without one this process.
+        cpus_per_worker: of each Ray worker.
 
     Returns:
         The content of ``tasks.json`` in the evaluation folder.
 
     Raises:
         UserError: before anything is run, with all problems at once: no such model, unknown tasks, data that is
-            missing or damaged, an output that cannot be written; later: scores that are no numbers.
+            missing or damaged, an output that cannot be written; later: scores that are no numbers, workers that are
+            lost again and again.
     """
-    folder, plan = _check(name, places, request)
-    if request.precision == "bf16":
-        guard_bf16_products()
-    opened = open_folder(folder)
-    model = opened.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = opened.tokenizer()
-    bos_id = tokenizer.token_to_id(BOS)
-    if bos_id is None:
-        raise UserError(f"The tokenizer of {folder} has no token '{BOS}', with which every text begins.")
-    weights = weights_hash(model)
-    facts = {"model": folder.name, "weights": weights, "precision": request.precision}
+    folder, plan, jobs = _check(name, places, request)
+    on_ray = bool(workers) or (workers is None and "RAY_ADDRESS" in os.environ)
+    subject = open_subject(folder, request, "cpu" if on_ray else own_device())
+    facts = {"model": folder.name, "weights": subject.weights, "precision": request.precision}
     out = evaluation_folder(folder, places)
-    kept = out / "finished" / f"{weights[:16]}-{request.precision}"
+    kept = out / "finished" / f"{subject.weights[:16]}-{request.precision}"
+    kept_tunings = KeptTunings(kept / "glue", subject.weights, subject.tokenizer, subject.bos_id)
     if fresh:
-        shutil.rmtree(kept, ignore_errors=True)
-    bars: list[Callable[[GlueProgress], None]] = []
-    # Made first: it refuses what is wrong with its data. Run last: it takes longest.
-    tunings = _tunings(opened, plan, request, bos_id, weights, kept / "glue", lambda now: bars[-1](now))
+        for task in plan.tasks:
+            shutil.rmtree(kept / task.name, ignore_errors=True)
+        kept_tunings.forget(plan.glue)
     content: dict[str, Any] = {}
-    for task in plan.tasks:
-        with _progress(task.name, len(task.subtasks), console) as on_subtask:
-            result = run_task(task, Scorer(model, tokenizer, bos_id, request.precision), kept, on_subtask)
-        content = save_results(out, {task.name: result}, facts)
-    finished: list[GlueResult] = []
-    with glue_bar(console) as bar:
-        bars.append(bar)
-        for tuning in tunings:
-            console.print(f"{tuning.task}: {100 * tuning.score:.1f} ({tuning.metric})", highlight=False)
-            finished.append(tuning)
+    screen = _Screen()
+    with _at_work(subject, plan, places, screen, on_ray, workers, cpus_per_worker) as (ask, tune):
+        if plan.tasks:
+            with task_progress(plan.tasks, console) as progress:
+                screen.on_wait = progress.show
+                for task, predictions in run_shares(plan.tasks, ask, kept, progress.add):
+                    content = save_results(out, {task.name: task_result(task, predictions)}, facts)
+            screen.on_wait = lambda _: None
+        if jobs:
             assert plan.glue_folder is not None
-            content = save_results(out, {"glue": glue_result(finished, plan.glue_folder)}, facts)
+            finished = kept_glue(plan.glue_folder, plan.glue, request.glue, kept_tunings, request.seeds)
+            with glue_bar(console) as screen.on_tuning:
+                for tuned in run_glue(jobs, tune, kept_tunings, request.seeds):
+                    console.print(f"{tuned.task}: {100 * tuned.score:.1f} ({tuned.metric})", highlight=False)
+                    finished.append(tuned)
+                    content = save_results(out, {"glue": glue_result(finished, plan.glue_folder)}, facts)
     _show(content, out, folder, places, console)
     if request.submission is not None:
         texts = {task.name: {subtask: task.texts(subtask) for subtask in task.subtasks} for task in plan.tasks}
-        predictions = read_gzip(out / PREDICTIONS) or {}
-        asked = {task: predictions[task] for task in [*texts, *(["glue"] if finished else [])]}
+        all_predictions = read_gzip(out / PREDICTIONS) or {}
+        asked = {task: all_predictions[task] for task in [*texts, *(["glue"] if jobs else [])]}
         for path in write_submission(request.submission, asked, texts):
             console.print(f"Predictions {path}", highlight=False)
     return content
 
 
-def _check(name: str, places: Places, request: TaskRequest) -> tuple[Path, Plan]:
+def _check(name: str, places: Places, request: TaskRequest) -> tuple[Path, Plan, list[Job]]:
     problems: list[str] = []
 
     def attempt(step: Callable[[], _T]) -> _T | None:
@@ -109,56 +124,41 @@ def _check(name: str, places: Places, request: TaskRequest) -> tuple[Path, Plan]
             return None
 
     folder = attempt(lambda: find_run(name, places))
-    plan = attempt(
-        lambda: plan_tasks(
-            request.tasks,
-            request.data,
-            bear_templates=request.bear_templates,
-            bear_reduction=request.bear_reduction,
-        )
-    )
+    plan = attempt(lambda: find_tasks(request, request.tasks))
+    jobs: list[Job] = []
+    if plan is not None and plan.glue_folder is not None and plan.glue:
+        glue_folder, names = plan.glue_folder, plan.glue
+        jobs = attempt(lambda: plan_jobs(glue_folder, names, request.glue)) or []
     if request.submission is not None:
         submission = request.submission
         attempt(lambda: check_submission_path(submission))
     if folder is None or plan is None or problems:
         raise UserError(joined(problems))
-    return folder, plan
-
-
-def _tunings(
-    opened: OpenedModel,
-    plan: Plan,
-    request: TaskRequest,
-    bos_id: int,
-    weights: str,
-    kept: Path,
-    on_progress: Callable[[GlueProgress], None],
-) -> Iterator[GlueResult]:
-    if not plan.glue:
-        return iter(())
-    assert plan.glue_folder is not None
-    return run_glue(
-        lambda: open_folder(opened.folder).model,
-        opened.tokenizer(),
-        bos_id,
-        plan.glue_folder,
-        plan.glue,
-        request.glue,
-        out_dir=kept,
-        identity=weights,
-        seeds=request.seeds,
-        device=opened.model.head_weight.device,
-        on_progress=on_progress,
-    )
+    return folder, plan, jobs
 
 
 @contextmanager
-def _progress(name: str, subtasks: int, console: Console) -> Iterator[Callable[[str], None]]:
-    started = time.monotonic()
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task(name, total=subtasks)
-        yield lambda _: progress.advance(bar)
-    console.print(f"{name}: {subtasks} subtasks in {time.monotonic() - started:.0f} s", highlight=False)
+def _at_work(
+    subject: OpenedSubject,
+    plan: Plan,
+    places: Places,
+    screen: _Screen,
+    on_ray: bool,
+    count: int | None,
+    cpus: int,
+) -> Iterator[tuple[Ask, Tune]]:
+    """What asks and fine-tunes: this process, or workers on Ray."""
+    if not on_ray:
+        yield ask_here(plan.tasks, subject.scorer()), subject.tuner(lambda now: screen.on_tuning(now)).tune
+        return
+    from hgrnx.launch.ray_eval import Subject, workers
+
+    names = tuple(task.name for task in plan.tasks)
+    meant = Subject(subject.folder, subject.weights, subject.request, names)
+    with workers(
+        places, meant, count, cpus, lambda text: screen.on_wait(text), lambda now: screen.on_tuning(now)
+    ) as made:
+        yield made.ask, made.tune
 
 
 def _show(content: dict[str, Any], out: Path, folder: Path, places: Places, console: Console) -> None:

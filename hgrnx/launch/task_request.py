@@ -70,7 +70,7 @@ def read_request(
         problems.append(str(error))
         config = GlueConfig()
     request = TaskRequest(
-        data=data.expanduser() if data is not None else None,
+        data=data.expanduser().resolve() if data is not None else None,
         tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks is not None else None,
         precision=cast(Precision, chosen("precision", precision, Precision)),
         bear_templates=None if bear_templates == "all" else numbers("bear-templates", bear_templates),

@@ -148,7 +148,8 @@ def _notes(comparison: TaskComparison) -> list[str]:
     if comparison.differences:
         notes.append(
             "Differences are paired by item: bootstrap intervals over items (and over subtasks with their items), "
-            "McNemar's test (mid-p) of the items that only one of the two got right. Other seeds vary more."
+            "McNemar's test (mid-p) of the items that only one of the two got right. Points are means over subtasks, "
+            "McNemar's test counts every item alike, so the two can point apart. Other seeds vary more."
         )
     return notes + comparison.notes
 

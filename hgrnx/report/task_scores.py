@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgrnx.errors import UserError
 from hgrnx.report.paper import DISTILLED_10M, DISTILLED_10M_PARTS
 from hgrnx.report.plots import STYLE, bar_colour, save_figure
 
@@ -28,24 +26,6 @@ TITLES = {
 
 CHANCE = {"blimp", "blimp_fast", "supplement", "supplement_fast", "ewok", "ewok_fast"}
 """Tasks of two options each, of which half is chance."""
-
-
-def read_task_scores(folder: Path) -> dict[str, Any] | None:
-    """``tasks.json`` of an evaluation folder; None where there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    path = folder / "tasks.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}). Score the model again: hgrnx eval ... --fresh") from None
-    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
-        raise UserError(f"{path} is damaged. Score the model again: hgrnx eval ... --fresh")
-    return content
 
 
 def print_task_scores(content: Mapping[str, Any], console: Console) -> None:

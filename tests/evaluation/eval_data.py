@@ -1,10 +1,13 @@
-"""Small benchmark files in the layout of the BabyLM pipeline, in words that the test tokenizer knows."""
+"""Small benchmark files in the layout of the BabyLM pipeline, in words that the test tokenizer knows, and a scorer."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hgrnx.data.benchmark_names import BLIMP_PHENOMENA, SUBTASKS
 from hgrnx.evaluation.submission import encrypted_zip
@@ -90,3 +93,22 @@ def _ewok(number: int, domain: str) -> dict[str, str]:
         "Target1": f"the {VERBS[number % 4]} big",
         "Target2": f"big {VERBS[number % 4]} the",
     }
+
+
+class Told:
+    """Gives every text the score that a function says, and remembers what it was asked."""
+
+    def __init__(self, score: Callable[[str], float]) -> None:
+        self.score = score
+        self.asked: list[Any] = []
+
+    def strings(self, texts: Sequence[str], *, prefix: str = " ") -> np.ndarray:
+        self.asked += [prefix + text for text in texts]
+        return np.array([self.score(text) for text in texts])
+
+    def continuations(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        self.asked += pairs
+        return np.array([self.score(continuation) for _, continuation in pairs])
+
+    def token_counts(self, texts: Sequence[str], *, prefix: str = " ") -> np.ndarray:
+        return np.array([len(text.split()) for text in texts])

@@ -16,8 +16,9 @@ from hgrnx.config import FinetuneConfig, GlueConfig, HGRN2Config
 from hgrnx.data.benchmarks import GLUE_FIELDS
 from hgrnx.errors import UserError
 from hgrnx.evaluation import glue
-from hgrnx.evaluation.glue import GlueProgress, GlueResult, run_glue
+from hgrnx.evaluation.glue import SEED, GlueProgress, KeptTunings, Tuner, run_glue
 from hgrnx.evaluation.glue_bar import glue_bar
+from hgrnx.evaluation.glue_jobs import FINETUNED_ON, TEMPLATES, GlueResult, plan_jobs
 from hgrnx.models import LanguageModel, build_model
 
 QUICK = GlueConfig(epochs=2, batch_size=16, learning_rate=3e-3)
@@ -69,10 +70,18 @@ def run(tokenizer: Any, folder: Path, tmp_path: Path) -> Callable[..., list[Glue
             seed=len(made),
         )
 
-    def call(tasks: tuple[str, ...], config: GlueConfig = QUICK, **more: Any) -> list[GlueResult]:
+    def call(
+        tasks: tuple[str, ...],
+        config: GlueConfig = QUICK,
+        *,
+        seeds: tuple[int, ...] = (SEED,),
+        identity: str = "a",
+        on_progress: Callable[[GlueProgress], None] | None = None,
+    ) -> list[GlueResult]:
         made.clear()
-        options = {"out_dir": tmp_path / "out", "identity": "a"} | more
-        results = list(run_glue(factory, tokenizer, 0, folder, tasks, config, **options))
+        tuner = Tuner(factory, tokenizer, 0, on_progress=on_progress)
+        kept = KeptTunings(tmp_path / "out", identity, tokenizer, 0)
+        results = list(run_glue(plan_jobs(folder, tasks, config), tuner.tune, kept, seeds))
         call.models = len(made)  # type: ignore[attr-defined]
         return results
 
@@ -174,8 +183,8 @@ def test_what_chooses_the_epoch_is_the_pipelines_unless_said(run: Any, monkeypat
 
 
 def test_templates_have_the_fields_of_their_task() -> None:
-    assert glue.TEMPLATES.keys() | glue.FINETUNED_ON.keys() == GLUE_FIELDS.keys()
-    for task, templates in glue.TEMPLATES.items():
+    assert TEMPLATES.keys() | FINETUNED_ON.keys() == GLUE_FIELDS.keys()
+    for task, templates in TEMPLATES.items():
         values = {key: f"<{key}>" for key in GLUE_FIELDS[task]}
         filled = [template.format(**values) for template in templates if template is not None]
         shown = {key for key in values if any(f"<{key}>" in text for text in filled)}

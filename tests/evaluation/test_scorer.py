@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
+from hgrnx.config import HGRN2Config, TransformerConfig
 from hgrnx.evaluation.scorer import Scorer
-from hgrnx.models import LanguageModel
+from hgrnx.models import LanguageModel, build_model
 
 
 def one_by_one(model: LanguageModel, tokenizer: Tokenizer, strings: list[str], prefix: str = " ") -> np.ndarray:
@@ -30,14 +33,60 @@ def test_scores_are_the_sums_of_log_probabilities(
     assert np.ptp(wanted) > 10, "the sentences must differ for this to mean anything"
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 16, 64, 100_000])
-def test_score_does_not_depend_on_batch_size_or_order(
-    model: LanguageModel, tokenizer: Tokenizer, sentences: list[str], batch_tokens: int
+@pytest.fixture(params=["hgrn2", "transformer"])
+def either(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> LanguageModel:
+    config = {
+        "hgrn2": HGRN2Config(hidden_size=32, num_hidden_layers=2, expand_ratio=16),
+        "transformer": TransformerConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+        ),
+    }[request.param]
+    model = build_model(config, tokenizer.get_vocab_size(), seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[str]:
+    """A sentence and the same in another order, 128 times."""
+    generator = np.random.default_rng(0)
+    found: dict[str, str] = {}
+    while len(found) < 128:
+        words = generator.choice(
+            ["the", "a", "dog", "cats", "bark", "sees", "run", "and", "big"], size=generator.integers(3, 12)
+        ).tolist()
+        found[" ".join(words)] = " ".join(generator.permutation(words))
+    return [sentence for pair in found.items() for sentence in pair]
+
+
+def test_score_is_the_same_for_batches_of_1_of_7_and_of_256(
+    either: LanguageModel, tokenizer: Tokenizer, pairs: list[str]
 ) -> None:
-    wanted = Scorer(model, tokenizer, 0).strings(sentences)
-    order = np.random.default_rng(1).permutation(len(sentences))
-    shuffled = Scorer(model, tokenizer, 0, batch_tokens=batch_tokens).strings([sentences[i] for i in order])
-    np.testing.assert_allclose(shuffled, wanted[order], rtol=0, atol=1e-5 * np.abs(wanted).max())
+    scorer = Scorer(either, tokenizer, 0)
+    found = {
+        size: np.concatenate([scorer.strings(pairs[i : i + size]) for i in range(0, len(pairs), size)])
+        for size in (1, 7, 256)
+    }
+    assert np.ptp(found[256]) > 50, "they must differ for this to mean anything"
+    exact = one_by_one(copy.deepcopy(either).double(), tokenizer, pairs)
+    for scores in found.values():
+        np.testing.assert_allclose(scores, found[256], rtol=1e-6)
+        np.testing.assert_allclose(scores, exact, rtol=1e-6)
+        answers, wanted = (np.argmax(given.reshape(-1, 2), 1) for given in (scores, exact))
+        np.testing.assert_array_equal(answers, wanted)
+    assert 0.3 < wanted.mean() < 0.7, "the answers differ too"
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 16, 64, 100_000])
+def test_score_does_not_depend_on_the_order_nor_on_tokens_read_at_once(
+    either: LanguageModel, tokenizer: Tokenizer, pairs: list[str], batch_tokens: int
+) -> None:
+    wanted = Scorer(either, tokenizer, 0).strings(pairs)
+    order = np.random.default_rng(1).permutation(len(pairs))
+    shuffled = Scorer(either, tokenizer, 0, batch_tokens=batch_tokens).strings([pairs[i] for i in order])
+    np.testing.assert_allclose(shuffled, wanted[order], rtol=1e-6)
 
 
 def test_prefix_comes_before_every_string(model: LanguageModel, tokenizer: Tokenizer) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from eval_data import write_bear, write_eval_data
+from eval_data import Told, write_bear, write_eval_data
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -23,25 +22,6 @@ from hgrnx.evaluation.ewok import Ewok
 from hgrnx.evaluation.minimal_pairs import MinimalPairs
 from hgrnx.evaluation.scorer import Scorer
 from hgrnx.models import LanguageModel
-
-
-class Told:
-    """Gives every text the score that a function says, and remembers what it was asked."""
-
-    def __init__(self, score: Callable[[str], float]) -> None:
-        self.score = score
-        self.asked: list[Any] = []
-
-    def strings(self, texts: Sequence[str], *, prefix: str = " ") -> np.ndarray:
-        self.asked += [prefix + text for text in texts]
-        return np.array([self.score(text) for text in texts])
-
-    def continuations(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        self.asked += pairs
-        return np.array([self.score(continuation) for _, continuation in pairs])
-
-    def token_counts(self, texts: Sequence[str], *, prefix: str = " ") -> np.ndarray:
-        return np.array([len(text.split()) for text in texts])
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=3), min_size=1, max_size=20), st.data())

@@ -16,7 +16,7 @@ from hgrnx.cli import app
 from hgrnx.errors import UserError
 from hgrnx.evaluation.choices import Choices
 from hgrnx.evaluation.results import run_task, save_results
-from hgrnx.evaluation.task import TaskScore, unweighted
+from hgrnx.evaluation.task import ALL_ITEMS, TaskScore, unweighted
 from hgrnx.launch.compare import compare_tasks
 from hgrnx.paths import resolve_places
 from hgrnx.report.paper import FINAL
@@ -33,7 +33,11 @@ class Made:
     def data_hash(self, subtask: str) -> str:
         return self.data
 
-    def score(self, subtask: str, scorer: Any) -> Choices:
+    def size(self, subtask: str) -> tuple[int, int]:
+        return 400, 2
+
+    def score(self, subtask: str, scorer: Any, items: slice = ALL_ITEMS) -> Choices:
+        assert items == slice(0, 400)
         generator = np.random.default_rng([self.seed, self.subtasks.index(subtask)])
         right = generator.random(400) < self.chance
         return Choices(np.zeros(400, int), np.stack([right, ~right], -1)[None].astype(float))

@@ -174,10 +174,42 @@ def test_glue_gives_scores_predictions_and_details(folder: Path, places: Places,
     assert "cola (mcc)" in shown and "(Super)GLUE (in part)" in shown
 
 
+def test_glue_tasks_scored_one_after_the_other_stand_together(
+    folder: Path, places: Places, data: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = score(folder, places, data, console, "cola", "sst2", glue=QUICK)["tasks"]["glue"]
+    score(folder, places, data, console, "cola", "sst2", glue=QUICK.model_copy(update={"batch_size": 3}))
+    kept = evaluation_folder(folder, places) / "finished"
+    for path in kept.rglob("sst2-*.json"):
+        path.unlink()
+
+    def names(*tasks: str, **options: Any) -> list[str]:
+        content = score(folder, places, data, console, *tasks, **{"glue": QUICK, **options})
+        predictions = json.loads(gzip.decompress((kept.parent / "tasks-predictions.json.gz").read_bytes()))
+        rows = [row["name"] for row in content["tasks"]["glue"]["subtasks"]]
+        assert list(predictions["glue"]) == rows
+        return rows
+
+    assert names("cola") == ["cola"]
+    assert names("sst2") == ["cola", "sst2"]
+    assert json.loads((kept.parent / "tasks.json").read_text())["tasks"]["glue"] == both
+    assert names("sst2", fresh=True) == ["cola", "sst2"], "only what is asked for is forgotten"
+    assert names("sst2", glue=QUICK.model_copy(update={"epochs": 2})) == ["sst2"], "the other has other settings"
+    assert names("cola", seeds=(5,)) == ["cola"] and names("cola") == ["cola"]
+    assert names("supplement") == ["cola"], "stays"
+    valid = data / "glue_filtered" / "cola.valid.jsonl"
+    whole = valid.read_bytes()
+    try:
+        valid.write_bytes(whole.replace(b'0"', b'7"', 1))
+        assert names("sst2") == ["sst2"], "the other's items are not what they were"
+    finally:
+        valid.write_bytes(whole)
+
+
 def test_all_problems_come_before_anything_is_run(
     folder: Path, places: Places, data: Path, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgrnx.launch.evaluate_tasks.open_folder", lambda _: pytest.fail("something was run"))
+    monkeypatch.setattr("hgrnx.launch.evaluate_tasks.open_subject", lambda *_: pytest.fail("something was run"))
     broken = write_eval_data(tmp_path / "broken")
     (broken / "blimp_filtered" / "wh_island.jsonl").unlink()
     path = broken / "supplement_filtered" / "hypernym.jsonl"
@@ -206,6 +238,11 @@ def test_all_problems_come_before_anything_is_run(
         score(folder, places, tmp_path, console, "blimp")
 
 
+def test_bear_needs_a_template(folder: Path, places: Places, data: Path, console: Console) -> None:
+    with pytest.raises(UserError, match=r"bear: no relation has a template 3 \(from 0\); the most are 3"):
+        score(folder, places, data, console, "bear", bear_templates=(0, 3))
+
+
 def test_a_wrong_password_is_said(folder: Path, places: Places, tmp_path: Path, console: Console) -> None:
     from hgrnx.evaluation.submission import encrypted_zip
 
@@ -219,7 +256,7 @@ def test_a_wrong_password_is_said(folder: Path, places: Places, tmp_path: Path, 
 def test_missing_glue_files_are_said_before_the_rest_is_run(
     folder: Path, places: Places, data: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgrnx.launch.evaluate_tasks.run_task", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr("hgrnx.launch.evaluate_tasks.open_subject", lambda *_: pytest.fail("something was run"))
     with pytest.raises(UserError, match=r"lacks .*boolq\.train\.jsonl"):
         score(folder, places, data, console, "blimp", "glue")
 

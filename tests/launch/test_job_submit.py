@@ -13,6 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from eval_data import write_eval_data
+
+from hgrnx.config import HGRN2Config
+from hgrnx.data.tokenizer import save_tokenizer, train_tokenizer
+from hgrnx.models import build_model
+from hgrnx.models.folders import save_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,3 +121,20 @@ def test_a_place_that_would_be_deleted_is_refused(cluster: Cluster, tiny_path: P
         "--", "python", str(ROOT / "jobs" / "distill.py"), str(tiny_path), "--home", "relative", cwd=tmp_path
     )
     assert done.returncode != 0 and "relative" in done.stdout and "Traceback" not in done.stdout
+
+
+def test_scoring_is_shared_out_over_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    data = write_eval_data(tmp_path / "data")
+    text = "the dog sees a cat. dogs run and the big cats see.\n" * 50
+    save_tokenizer(train_tokenizer([text], 300), tmp_path / "tokenizer")
+    model = build_model(HGRN2Config(hidden_size=32, num_hidden_layers=2, expand_ratio=16), 300, seed=0)
+    save_folder(model, tmp_path / "model", tmp_path / "tokenizer")
+    home = tmp_path / "home"
+    options = ["--tasks", "supplement,bear,cola", "--data", str(data), "--glue", "epochs=1", "--home", str(home)]
+    script = str(ROOT / "jobs" / "evaluate.py")
+    done = cluster.submit("--", "python", script, str(tmp_path / "model"), *options, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:]
+    for part in ("BLiMP Supplement", "BEAR", "cola (mcc)", "texts asked"):
+        assert part in done.stdout
+    again = cluster.submit("--", "python", script, str(tmp_path / "model"), *options, "--workers", "9", cwd=ROOT)
+    assert again.returncode != 0 and "the Ray cluster has 2 CPUs" in again.stdout and "Traceback" not in again.stdout
