@@ -144,7 +144,9 @@ def _difference_cells(item: Difference) -> list[str]:
 
 
 def _notes(comparison: TaskComparison) -> list[str]:
-    notes = ["± is one standard error over items. Mean of 4: BLiMP, Supplement, EWoK and GLUE, of the row's own cells."]
+    notes = ["± is one standard error over items."]
+    if any(_mean(row) is not None for row in comparison.rows):
+        notes[0] += " Mean of 4: BLiMP, Supplement, EWoK and GLUE, of the row's own cells."
     if comparison.differences:
         notes.append(
             "Differences are paired by item: bootstrap intervals over items (and over subtasks with their items), "

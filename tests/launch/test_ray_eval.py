@@ -156,34 +156,29 @@ def share(name: str) -> Share:
     return Share("bear", name, 0, 1, 2, "d")
 
 
-def test_work_that_kills_its_worker_is_given_up_and_the_rest_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_worker_finds_wrong_is_said_and_what_kills_workers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = "bear/P1, item 3 (from 0): the model's scores are nan."
+
     def answer(share: Share) -> str:
         if share.subtask == "fatal":
             os._exit(1)
+        if share.subtask == "wrong":
+            raise UserError(wrong)
         return share.subtask
 
+    monkeypatch.setattr(ray_eval, "TRIES", 2)
     made = pool(monkeypatch, answer)
     done = []
     try:
-        with pytest.raises(UserError, match=r"lost too often \(3 times in all\)(.|\n)*goes on from there"):
+        with pytest.raises(UserError) as caught:
+            list(made.ask([share("wrong")]))
+        assert str(caught.value) == wrong
+        with pytest.raises(UserError, match=r"lost too often \(2 times in all\)(.|\n)*goes on from there"):
             for piece, _ in made.ask([share("a"), share("fatal"), share("b")]):
                 done.append(piece.subtask)
     finally:
         made.close()
     assert done == ["a"]
-
-
-def test_what_a_worker_finds_wrong_is_said_as_it_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(share: Share) -> Any:
-        raise UserError("bear/P1, item 3 (from 0): the model's scores are nan.")
-
-    made = pool(monkeypatch, answer)
-    try:
-        with pytest.raises(UserError) as caught:
-            list(made.ask([share("a")]))
-    finally:
-        made.close()
-    assert str(caught.value) == "bear/P1, item 3 (from 0): the model's scores are nan."
 
 
 def test_weights_that_are_not_those_of_the_driver_are_refused(folder: Path, data: Path) -> None:
