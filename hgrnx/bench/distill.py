@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -46,7 +47,12 @@ class FLADistillation:
         self.teacher = teacher
 
     def __call__(
-        self, model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor, cu_seqlens: Tensor | None = None
+        self,
+        model: LanguageModel,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        cu_seqlens: Tensor | None = None,
+        chunks: Sequence[int] = (),
     ) -> ObjectiveOutput:
         from fla.modules import FusedKLDivLoss, FusedLinearCrossEntropyLoss
 
@@ -70,7 +76,12 @@ class NaiveDistillation:
         self.teacher = teacher
 
     def __call__(
-        self, model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor, cu_seqlens: Tensor | None = None
+        self,
+        model: LanguageModel,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        cu_seqlens: Tensor | None = None,
+        chunks: Sequence[int] = (),
     ) -> ObjectiveOutput:
         with torch.no_grad():
             teacher_BTV = self.teacher.models[0](inputs_BT)

@@ -16,7 +16,7 @@ from hgrnx.data.dataset import PreparedDataset
 from hgrnx.errors import UserError
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
-from hgrnx.paths import Places
+from hgrnx.paths import Places, resolve_places
 
 
 def train_on_ray(
@@ -123,6 +123,7 @@ def _worker(config: dict[str, Any]) -> None:
             Path(config["run_dir"]),
             listener=board.post.remote,
             open_trackers=open_trackers,
+            signals=resolve_places().signals,
         )
     except UserError as error:
         ray.get(board.fail.remote(str(error)))

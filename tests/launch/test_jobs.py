@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -195,6 +196,6 @@ def test_broken_pairs_are_refused_before_training(tiny: AnyRecipe, places: Place
 
 
 def test_mlflow_that_does_not_answer_is_refused_before_training(tiny: AnyRecipe, places: Places) -> None:
-    away = Places(places.home, places.runs, places.data, "http://127.0.0.1:1")
+    away = replace(places, mlflow_uri="http://127.0.0.1:1")
     with pytest.raises(UserError, match="127.0.0.1:1"):
         run_job(tiny, away)

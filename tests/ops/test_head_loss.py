@@ -238,7 +238,7 @@ def test_a_signal_is_one_thing() -> None:
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(k=st.integers(1, 64), T=st.sampled_from([0.5, 1.0, 2.0, 7.0]), shift=st.floats(-30, 30), seed=st.integers(0, 9))
 def test_a_top_k_against_whole_logits(k: int, T: float, shift: float, seed: int) -> None:
-    """Of every entry it is the whole distribution; of fewer the KL is smaller, and 0 where the student is the teacher."""
+    """Of all entries it is the whole distribution; of fewer the KL is less, and 0 where the student is the teacher."""
     hidden, weight, targets = make()
     logits = make_teacher("logits", 23, 8, 64).logits_NV
     assert logits is not None
