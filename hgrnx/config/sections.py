@@ -145,7 +145,7 @@ class LaunchConfig(Section):
 
 
 SIGNAL_TEMPERATURES = (0.5, 0.6, 0.75, 1.0, 1.5, 2.0, 3.0, 6.0)
-"""Temperatures at which a stored signal of a teacher knows its log-sum-exp; others, above the lowest, are interpolated."""
+"""Where a stored signal of a teacher knows its log-sum-exp; at others, above the lowest, it is interpolated."""
 
 
 class DistillConfig(Section):

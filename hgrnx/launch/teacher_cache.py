@@ -75,8 +75,8 @@ def _check_room(signals: Path, layout: SignalLayout, chunks: int, console: Conso
     )
     if need > free:
         raise UserError(
-            f"The teacher's signal needs {need / 1e9:,.2f} GB, and the disk of {signals} has {free / 1e9:,.2f} GB free. "
-            f"Make distill.top_k or training.duration smaller, free some space, or set {VARIABLE} to a folder on a "
+            f"The teacher's signal needs {need / 1e9:,.2f} GB, and the disk of {signals} has {free / 1e9:,.2f} GB "
+            f"free. Make distill.top_k or training.duration smaller, free some space, or set {VARIABLE} to a folder on a "
             "larger disk. Without distill.top_k the teacher runs beside the student and nothing is stored."
         )
 
