@@ -25,7 +25,7 @@ _WEIGHT, _TEMPERATURE, _TOP_K = 0.5, 2.0, 64
 
 
 def distill_cases(batch: int, time: int, device: torch.device, precision: str, folder: Path) -> list[Case]:
-    """A plain step, one with a teacher of the student's size, one that reads its stored top-k, and one with whole logits.
+    """A plain step, and steps with a teacher of the student's size: live, its stored top-k, and with whole logits.
 
     ``folder`` must last while they are measured: the stored signal is there.
     """
@@ -57,7 +57,9 @@ def stored(teacher: LiveTeacher, batch: int, time: int, k: int, folder: Path) ->
         {"seq_len": time, "k": k, "vocab_size": teacher.vocab_size, "values": "float16", "teacher": "a fresh one"},
     )
     signal = store.layout.empty(batch)
-    ((hidden_ND, head_VD, _),) = teacher.signal(inputs_BT).models or ()
+    models = teacher.signal(inputs_BT).models
+    assert models is not None
+    ((hidden_ND, head_VD, _),) = models
     for to, numbers in zip(signal, top_k_of(hidden_ND, head_VD, teacher.vocab_size, k), strict=True):
         to[:] = numbers.cpu().numpy().reshape(to.shape)
     store.write(range(batch), StoredSignal(*signal))

@@ -22,7 +22,7 @@ from hgrnx.data.signals import VARIABLE, SignalLayout, SignalStore
 from hgrnx.errors import UserError
 from hgrnx.launch.cluster import check_resources
 from hgrnx.paths import Places, resolve_places
-from hgrnx.training.signals import make_shards, plan_signal
+from hgrnx.training.teacher_signal import make_shards, plan_signal
 
 _RETRIES = 3
 _SHARES_PER_WORKER = 3  # a worker that is slow, or lost, leaves the others something to do
@@ -76,8 +76,8 @@ def _check_room(signals: Path, layout: SignalLayout, chunks: int, console: Conso
     if need > free:
         raise UserError(
             f"The teacher's signal needs {need / 1e9:,.2f} GB, and the disk of {signals} has {free / 1e9:,.2f} GB "
-            f"free. Make distill.top_k or training.duration smaller, free some space, or set {VARIABLE} to a folder on a "
-            "larger disk. Without distill.top_k the teacher runs beside the student and nothing is stored."
+            f"free. Make distill.top_k or training.duration smaller, free some space, or set {VARIABLE} to a folder on "
+            "a larger disk. Without distill.top_k the teacher runs beside the student and nothing is stored."
         )
 
 

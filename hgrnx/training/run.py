@@ -32,7 +32,7 @@ from hgrnx.training.engine import build_engine, choose_device
 from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, MilestoneHook, ProgressHook
 from hgrnx.training.loop import Period, train
 from hgrnx.training.recompute import recompute_layers
-from hgrnx.training.signals import stored_teacher
+from hgrnx.training.teacher_signal import stored_teacher
 from hgrnx.training.weights import last_weights
 
 MILESTONES = "milestones"
