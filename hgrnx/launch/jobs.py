@@ -27,6 +27,7 @@ from hgrnx.launch.beside import BesideScorer
 from hgrnx.launch.cluster import connected
 from hgrnx.launch.evaluate import score_again_if_asked_for_more
 from hgrnx.launch.ray_train import train_on_ray
+from hgrnx.launch.teacher_cache import ensure_signal
 from hgrnx.launch.tracked import JobTracking
 from hgrnx.objectives import find_teachers
 from hgrnx.paths import Places
@@ -163,6 +164,7 @@ class _Job:
             self.tracking.link(parent, label, run_dir)
             self._score_what_waits(recipe, run_dir)
             return
+        ensure_signal(recipe, self.dataset, self.places, self.console)
         run = self.tracking.start(run_dir, run_dir.name, flatten(recipe), self.dataset, parent=parent)
         finished = False
         try:
@@ -201,7 +203,7 @@ class _Job:
 
 
 def _check_writable(places: Places) -> None:
-    for folder in (places.runs, places.data):
+    for folder in (places.runs, places.data, places.signals):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / ".write-probe"

@@ -17,7 +17,7 @@ from hgrnx.errors import UserError
 from hgrnx.launch.beside import BesideScorer, has_room_beside
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
-from hgrnx.paths import Places
+from hgrnx.paths import Places, resolve_places
 
 
 def train_on_ray(
@@ -131,6 +131,7 @@ def _worker(config: dict[str, Any]) -> None:
             listener=board.post.remote,
             open_trackers=open_trackers,
             scored_beside=config["scored_beside"],
+            signals=resolve_places().signals,
         )
     except UserError as error:
         ray.get(board.fail.remote(str(error)))

@@ -28,7 +28,7 @@ from hgrnx.tracking.environment import describe_environment
 from hgrnx.tracking.tracker import CompositeTracker, JsonlTracker, NullTracker, Tracker
 from hgrnx.training import optim
 from hgrnx.training.best import BestWeights
-from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights
+from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
 from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_all
 from hgrnx.training.engine import build_engine, choose_device
 from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, MilestoneHook, ProgressHook
@@ -36,6 +36,8 @@ from hgrnx.training.loop import Period, train
 from hgrnx.training.recompute import recompute_layers
 from hgrnx.training.snapshots import Snapshots
 from hgrnx.training.task_hook import LeaveSnapshot, Schedule, ScoreInTurn, TaskHook, snapshot_limit
+from hgrnx.training.teacher_signal import stored_teacher
+from hgrnx.training.weights import last_weights
 
 MILESTONES = "milestones"
 """Folder of a run with the weights at its word milestones."""
@@ -55,12 +57,14 @@ def run_training(
     listener: Listener | None = None,
     open_trackers: Callable[[Path], Sequence[Tracker]] = lambda metrics_file: (),
     scored_beside: bool = False,
+    signals: Path | None = None,
 ) -> dict[str, Any]:
     """Train ``recipe`` in ``run_dir``, going on from its last whole checkpoint; every rank calls it.
 
     ``open_trackers`` is called on rank 0 with the path of ``metrics.jsonl``; what it returns is told of every
     line and of every durable step. ``scored_beside``: the weights for ``evaluation.tasks`` are left in
-    ``snapshots/`` for another process, which scores them; otherwise the ranks score them here, in turn.
+    ``snapshots/`` for another process, which scores them; otherwise the ranks score them here, in turn. ``signals``
+    is the folder with stored signals of teachers, for ``distill.top_k``.
     Returns what is also written to ``result.json``.
 
     Raises:
@@ -77,7 +81,7 @@ def run_training(
     model = build_model(recipe.model, dataset.vocab_size, seed=recipe.seed)
     if recipe.launch.activation_checkpointing:
         recompute_layers(model)
-    objective = build_objective(recipe, dataset, run_dir.parent)
+    objective = build_objective(recipe, dataset, run_dir.parent, signals)
     engine = build_engine(ObjectiveModule(model, objective), recipe.training, recipe.launch)
     loader = TrainLoader(
         dataset,
@@ -191,13 +195,19 @@ def _where_to_continue(checkpoints: Path) -> Path | None:
     return found
 
 
-def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path) -> Objective:
-    """Next token, or distillation from the recipe's teachers: names of runs in ``runs``, or folders."""
+def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path, signals: Path | None = None) -> Objective:
+    """Next token, or distillation from the recipe's teachers: names of runs in ``runs``, or folders.
+
+    With ``distill.top_k`` from what is stored of the teacher in ``signals``.
+    """
     distill: DistillConfig | None = recipe.distill
     if distill is None:
         return NextToken()
     if not distill.teachers:
         raise UserError("distill.teachers is empty: name a finished run or a Hugging Face folder to learn from.")
+    if distill.top_k is not None and distill.weight > 0:
+        assert signals is not None
+        return Distillation(stored_teacher(recipe, dataset, runs, signals), distill.weight, distill.temperature)
     teacher = load_teachers(
         distill.teachers,
         dataset.tokenizer_hash,
@@ -208,18 +218,6 @@ def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path) -> Obj
         runs,
     )
     return Distillation(teacher, distill.weight, distill.temperature)
-
-
-def last_weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    """The weights of a run's last whole checkpoint, by parameter name.
-
-    Raises:
-        UserError: the run has none.
-    """
-    folder = latest_checkpoint(run_dir / "checkpoints")
-    if folder is None:
-        raise UserError(f"The run {run_dir} has no checkpoint yet. Start it again to continue it.")
-    return load_weights(folder)
 
 
 def warmup_length(recipe: Recipe, loader: TrainLoader, total_steps: int) -> int:
