@@ -47,9 +47,7 @@ def inside(folder: Path, name: object) -> Path:
     """
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not parts or parts[0] == "/" or ".." in parts or "\\" in str(name) or "\0" in str(name):
-        raise UserError(
-            f"{folder} names a file {name!r}, which leads out of the folder. Do not use it: get a whole copy."
-        )
+        raise UserError(f"{folder} names a file {name!r}, which leads out of it. Do not use it, get a whole copy.")
     return folder / str(name)
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -184,7 +184,10 @@ def _ray_start(arguments: list[str], environment: Mapping[str, str]) -> None:
         "--min-worker-port=0", "--max-worker-port=0",  # nodes on one machine must not hand out the same ports
         f"--object-store-memory={_OBJECT_STORE_BYTES}", "--disable-usage-stats",
     ]  # fmt: skip
+    tag = environment[TAG]
+    before = {process.pid for process in processes(tag)}
     for _ in range(3):  # Ray itself gives a node no more than 30 seconds, which a busy machine exceeds
+        _end(tag, keep=before)
         done = subprocess.run(
             command,
             env=environment,
@@ -261,10 +264,10 @@ def _tell(folder: Path, cluster: LocalCluster, console: Console) -> None:
     )
 
 
-def _end(tag: str) -> int:
+def _end(tag: str, keep: Container[int] = ()) -> int:
     ended = set()
     for _ in range(5):  # a process that is ended may have made another in the meantime
-        living = processes(tag)
+        living = [process for process in processes(tag) if process.pid not in keep]
         if not living:
             break
         ended |= {process.pid for process in living}

@@ -177,7 +177,7 @@ def test_images_commands_and_mounts_exist() -> None:
             claim["metadata"]["name"]
             for document in documents()
             if document["metadata"]["name"] == name.split("/")[0]
-            for claim in document["spec"].get("volumeClaimTemplates", ())
+            for claim in document.get("spec", {}).get("volumeClaimTemplates", ())
         }
         assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes, name
         ports = {port["name"] for port in container.get("ports", ())}

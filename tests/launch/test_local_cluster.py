@@ -179,4 +179,5 @@ def test_what_carries_the_tag_is_found_and_ended() -> None:
         assert [process.pid for process in processes("only-this-test")] == [child.pid]
         assert processes("only-this") == []
         assert local_cluster._end("only-this-test") == 1
-        assert child.wait(timeout=10) == -signal.SIGTERM
+        assert child.wait(timeout=10) is not None
+        assert processes("only-this-test") == []
