@@ -98,7 +98,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str, what: str = "recipe") -> dict[str, Any]:
     """The mapping in ``text``. Raises :class:`UserError` naming the line that is not YAML."""
     try:
-        values = yaml.load(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -110,7 +110,7 @@ def parse_yaml(text: str, where: str, what: str = "recipe") -> dict[str, Any]:
 
 def _parse_yaml_value(raw: str) -> Any:
     try:
-        return yaml.load(raw, Loader=_Loader)
+        return yaml.load(raw, Loader=_Loader)  # noqa: S506
     except yaml.YAMLError:
         return raw
 
