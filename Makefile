@@ -12,10 +12,11 @@ run: .venv/installed  ## the demo: teacher -> student -> twin -> evaluation
 test: check  ## every test that this machine can run
 	$(BIN)/pytest $(ARGS)
 
-check: .venv/installed  ## lint, format, types
+check: .venv/installed  ## lint, format, types, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/audit.py
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 
 from hgrnx.bench.commands import app as bench_app
 from hgrnx.errors import UserError
+from hgrnx.launch.cluster_commands import app as cluster_app
 from hgrnx.options import Home
 
 app = typer.Typer(
@@ -20,6 +22,7 @@ app = typer.Typer(
     help="Train, distil and evaluate HGRN2 language models on small amounts of text.",
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(cluster_app, name="cluster")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: training.learning_rate=2e-3 ...")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of reusing what was done before.")]
@@ -290,7 +293,7 @@ def doctor(
     overrides: Overrides = None,
     home: Home = None,
 ) -> None:
-    """Say what this machine has, and what a recipe will need of it."""
+    """Say what this machine has, what a recipe will need of it, and whether a cluster's nodes are alike."""
     from hgrnx.config import load_recipe
     from hgrnx.console import make_console
     from hgrnx.doctor.show import print_estimates, print_machine
@@ -301,18 +304,25 @@ def doctor(
     print_machine(places, console)
     if loaded is not None:
         print_estimates(loaded, places, console)
+    if os.environ.get("RAY_ADDRESS"):  # in a job, or in a shell that talks to a cluster
+        from hgrnx.launch.nodes import print_cluster
+
+        print_cluster(places, console)
 
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one that others reach needs MLFLOW_AUTH_ADMIN_PASSWORD.")
+    ] = "127.0.0.1",
     home: Home = None,
 ) -> None:
-    """Open MLflow's page on the right store, on loopback only."""
+    """Open MLflow's page on the right store, on loopback unless another address is asked for."""
     from hgrnx.paths import resolve_places
     from hgrnx.tracking.mlflow import serve
 
-    serve(resolve_places(home).mlflow_uri, port)
+    serve(resolve_places(home).mlflow_uri, port, host)
 
 
 def main() -> None:

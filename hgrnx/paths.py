@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import platformdirs
 
@@ -40,6 +40,18 @@ class Places:
             "HGRNX_SIGNALS": str(self.signals),
             "MLFLOW_TRACKING_URI": self.mlflow_uri,
         }
+
+
+def inside(folder: Path, name: object) -> Path:
+    """``folder / name`` for a ``name`` that a manifest gives, which may have been written by anyone.
+
+    Raises:
+        UserError: it leads out of the folder (``..``, an absolute path), or is no name at all.
+    """
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in str(name) or "\0" in str(name):
+        raise UserError(f"{folder} names a file {name!r}, which leads out of it. Do not use it, get a whole copy.")
+    return folder / str(name)
 
 
 def resolve_places(home: str | os.PathLike[str] | None = None) -> Places:

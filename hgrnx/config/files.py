@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from hgrnx.config.models import ARCHITECTURES
 from hgrnx.config.recipes import AnyRecipe, DistillRecipe, Recipe
+from hgrnx.config.secrets import find_secrets, redact
 from hgrnx.errors import UserError
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -97,7 +98,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str, what: str = "recipe") -> dict[str, Any]:
     """The mapping in ``text``. Raises :class:`UserError` naming the line that is not YAML."""
     try:
-        values = yaml.load(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -109,7 +110,7 @@ def parse_yaml(text: str, where: str, what: str = "recipe") -> dict[str, Any]:
 
 def _parse_yaml_value(raw: str) -> Any:
     try:
-        return yaml.load(raw, Loader=_Loader)
+        return yaml.load(raw, Loader=_Loader)  # noqa: S506
     except yaml.YAMLError:
         return raw
 
@@ -120,7 +121,7 @@ def _apply(overrides: Sequence[str], values: dict[str, Any], example: str) -> li
     for override in overrides:
         key, equals, raw = override.partition("=")
         if not equals or not key:
-            problems.append(f"'{override}': write overrides as key=value, for example {example}")
+            problems.append(f"'{redact(override)}': write overrides as key=value, for example {example}")
             continue
         _set_dotted(values, key.strip(), _parse_yaml_value(raw), problems)
     return problems
@@ -140,7 +141,17 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, problems: list[str
 
 
 def validated(kind: type[_M], values: dict[str, Any], where: str, problems: Sequence[str] = ()) -> _M:
-    """``values`` as a ``kind``. Raises :class:`UserError` with every wrong key and value, after ``problems``."""
+    """``values`` as a ``kind``. Raises :class:`UserError` with every wrong key and value, after ``problems``.
+
+    A token or password among the values is refused first and not shown: recipes are stored and sent to MLflow.
+    """
+    secret = sorted(set(find_secrets(values)))
+    if secret:
+        raise UserError(
+            f"The {redact(where)} has what looks like a token or password in {', '.join(secret)}. It would be kept "
+            "with the run and shown in MLflow: take it out, and give it in the environment (HF_TOKEN, "
+            "MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)."
+        )
     problems = list(problems)
     try:
         # Through JSON, so that strict mode takes lists for tuples but still refuses "512" and true for numbers.

@@ -13,6 +13,7 @@ from hgrnx.data.shards import TokenSplit
 from hgrnx.data.tokenizer import load_tokenizer, token_dtype, tokenizer_hash
 from hgrnx.data.tracks import FORMAT, dataset_name, dataset_settings, prepare_command
 from hgrnx.errors import UserError
+from hgrnx.paths import inside
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -85,15 +86,17 @@ def _checked_manifest(folder: Path, again: str, verify: bool) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["settings"]["format"] != FORMAT:
             raise UserError(f"{folder} was made by another version of hgrnx, with another layout. {again}")
-        files = manifest["files"].items()
+        files = {inside(folder, name): facts for name, facts in manifest["files"].items()}
+        for split in manifest["shards"]:
+            inside(folder, split)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / MANIFEST} is missing or damaged. {again}") from None
-    for name, facts in files:
-        problem = _problem_with(folder / name, facts, verify)
+    for path, facts in files.items():
+        problem = _problem_with(path, facts, verify)
         if problem:
-            raise UserError(f"{folder / name} {problem}. {again}")
+            raise UserError(f"{path} {problem}. {again}")
     if tokenizer_hash(folder / "tokenizer") != manifest["tokenizer"]["hash"]:
         raise UserError(f"{folder / 'tokenizer'} is not the tokenizer that its tokens were made with. {again}")
     return manifest

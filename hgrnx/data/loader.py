@@ -84,6 +84,8 @@ class TrainLoader:
                 "Make seq_len or batch_size smaller, or prepare more words."
             )
         self.steps_per_epoch = self._chunks // batch_size
+        self.batches_ready = 0
+        """How many batches had been made ahead when the last one was asked of :meth:`batches`."""
         self._seq_len, self._batch_size, self._seed = seq_len, batch_size, seed
         share = batch_size // world_size
         self._rows = slice(rank * share, (rank + 1) * share)
@@ -138,6 +140,7 @@ class TrainLoader:
         thread.start()
         try:
             for _ in range(first, last):
+                self.batches_ready = made.qsize()
                 batch = made.get()
                 if isinstance(batch, BaseException):
                     raise batch

@@ -13,6 +13,7 @@ from hgrnx.ops import implementation_note
 from hgrnx.ops.cpu import guard_bf16_products
 from hgrnx.paths import Places
 from hgrnx.tracking.environment import describe_environment
+from hgrnx.tracking.store_check import shown
 
 _SIZE = 1024  # of the square matrices that are multiplied
 _TRIALS = 5
@@ -38,7 +39,7 @@ def machine_facts(places: Places) -> dict[str, str]:
         "packages": ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items()),
         "runs": _place(places.runs),
         "data": _place(places.data),
-        "MLflow": places.mlflow_uri,
+        "MLflow": shown(places.mlflow_uri),
     }
     return rows
 

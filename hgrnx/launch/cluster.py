@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,24 +14,31 @@ import ray
 from hgrnx.config import LaunchConfig
 from hgrnx.errors import UserError
 from hgrnx.paths import Places
+from hgrnx.tracking.store_check import shown
 
 
 @contextmanager
 def connected(places: Places) -> Iterator[None]:
     """Connect to the cluster named by ``RAY_ADDRESS`` (set inside a submitted job), else start a local one.
 
-    A cluster that was started here is stopped at the end; one that was joined is left as it was.
+    A cluster that was started here is stopped at the end; one that was joined is left as it was. The one started
+    here takes nobody without its token, which only this process and its children know.
     """
     if ray.is_initialized():
         yield
         return
     # "local" and not None, which would look for a cluster that somebody, or a dead process, left on this machine.
     address = os.environ.get("RAY_ADDRESS", "local")
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    options: dict[str, Any] = {}
+    if address == "local":
+        options = {"include_dashboard": False}
+        _make_token()
+    # Ray shows this on its dashboard and writes it into its logs.
+    variables = {**places.environment(), "MLFLOW_TRACKING_URI": shown(places.mlflow_uri)}
     ray.init(
         address=address,
         **options,
-        runtime_env={"env_vars": places.environment()},
+        runtime_env={"env_vars": variables},
         log_to_driver=False,  # what a person needs of the workers comes through the progress board
         logging_level=logging.WARNING,
     )
@@ -38,6 +46,18 @@ def connected(places: Places) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _make_token() -> None:
+    """A token for this process and its children, unless the user has chosen one, or chosen to have none.
+
+    Ray asks for a token by default where it starts a cluster itself, and would keep a new one in the user's home
+    folder, readable by all.
+    """
+    if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Its advice how to switch that off again, at every start, is of no use to anybody.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
 def check_resources(launch: LaunchConfig) -> None:

@@ -35,6 +35,7 @@ from hgrnx.report.dynamics import DYNAMICS, plot_dynamics
 from hgrnx.report.plots import plot_curves, plot_phenomena
 from hgrnx.report.tables import print_summary, summary_markdown
 from hgrnx.tracking.mlflow import stored_run_id
+from hgrnx.tracking.store_check import shown
 from hgrnx.training.ledger import check_plan, plan_ledgers
 from hgrnx.training.run import write_json
 from hgrnx.training.snapshots import Snapshots
@@ -61,7 +62,8 @@ def run_job(recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: 
     """
     console = console or make_console()
     console.print(
-        f"[bold]{recipe.name}[/bold]\n  runs    {places.runs}\n  data    {places.data}\n  MLflow  {places.mlflow_uri}",
+        f"[bold]{recipe.name}[/bold]\n  runs    {places.runs}\n  data    {places.data}\n"
+        f"  MLflow  {shown(places.mlflow_uri)}",
         highlight=False,
     )
     _check_writable(places)

@@ -111,6 +111,7 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
 
     from hgrnx.data.dataset import PreparedDataset
+    from hgrnx.launch.metrics import RayMetrics
     from hgrnx.tracking.mlflow import MlflowPublisher
     from hgrnx.training.run import run_training
 
@@ -119,9 +120,10 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(recipe.launch.cpus_per_worker)
 
     def open_trackers(metrics: Path) -> list[Any]:
-        if config["mlflow_run"] is None:
-            return []
-        return [MlflowPublisher(os.environ["MLFLOW_TRACKING_URI"], config["mlflow_run"], metrics)]
+        trackers: list[Any] = [RayMetrics(metrics.parent.name)]
+        if config["mlflow_run"] is not None:
+            trackers.append(MlflowPublisher(os.environ["MLFLOW_TRACKING_URI"], config["mlflow_run"], metrics))
+        return trackers
 
     try:
         run_training(

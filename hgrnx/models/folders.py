@@ -24,6 +24,7 @@ from hgrnx.errors import UserError
 from hgrnx.models import empty_model, model_class
 from hgrnx.models.base import LanguageModel
 from hgrnx.models.folder_formats import FORMATS, FolderFormat
+from hgrnx.paths import inside
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -196,7 +197,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of ``model.safetensors``, or of the files that its index names."""
     files = [folder / _WEIGHTS]
     if not files[0].is_file() and (folder / _INDEX).is_file():
-        files = [folder / name for name in sorted(set(_read_json(folder / _INDEX).get("weight_map", {}).values()))]
+        names = set(_read_json(folder / _INDEX).get("weight_map", {}).values())
+        files = [inside(folder, name) for name in sorted(names)]
     if not files or not all(path.is_file() for path in files):
         pickled = " Pickled weights (.bin, .pt) are not read: convert them to safetensors."
         raise UserError(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hgrnx.config.secrets import redact
 from hgrnx.errors import UserError
 from hgrnx.tracking.mlflow_store import artifact_root, connect, explained, init_store, load, serve
 from hgrnx.tracking.publisher import METRICS, BackgroundPublisher, Follower, Point
@@ -208,7 +209,7 @@ def replay(
         try:
             follower.publish(durable_step, deadline=time.monotonic() + timeout)
         except Exception as error:  # a run that is complete on disk does not fail because of MLflow
-            reason = str(error).strip().partition("\n")[0][:160]
+            reason = redact(str(error).strip().partition("\n")[0])[:160]
             _log.warning("MLflow did not take the metrics of %s: %s", run_dir.name, reason)
     return follower.missing(durable_step)
 
@@ -265,8 +266,8 @@ def _follower(uri: str, run_id: str, metrics_path: Path) -> Follower:
 
 def _log_items(client: Any, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
     entities = load().entities
-    param_items = [entities.Param(key, value) for key, value in params.items()]
-    tag_items = [entities.RunTag(clean_key(key), value[:MAX_TAG]) for key, value in tags.items()]
+    param_items = [entities.Param(key, redact(value)) for key, value in params.items()]
+    tag_items = [entities.RunTag(clean_key(key), redact(value)[:MAX_TAG]) for key, value in tags.items()]
     for start in range(0, max(len(param_items), len(tag_items)), _ITEMS_PER_BATCH):
         part = slice(start, start + _ITEMS_PER_BATCH)
         client.log_batch(run_id, params=param_items[part], tags=tag_items[part], synchronous=True)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hgrnx.config.secrets import redact
 from hgrnx.errors import UserError
-from hgrnx.tracking.store_check import check_store, locked, port_is_free, shown, sqlite_path
+from hgrnx.tracking.store_check import LOOPBACK, check_store, is_loopback, locked, port_is_free, shown, sqlite_path
 
 
 def load() -> Any:
@@ -26,6 +30,7 @@ def load() -> Any:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -73,30 +78,72 @@ def artifact_root(uri: str) -> str | None:
     return (database.parent / "mlflow-artifacts").as_uri() if database else None
 
 
-def serve(uri: str, port: int = 5000) -> None:
-    """Show the runs of a local store in the browser, on the loopback interface only, until interrupted.
+def serve(uri: str, port: int = 5000, host: str = LOOPBACK) -> None:
+    """Show the runs of a local store in the browser until interrupted; beyond loopback only to who has a password.
 
     Raises:
-        UserError: the runs are on a server, the port is taken, or the store can't be used.
+        UserError: the runs are on a server, the port is taken, the store can't be used, or ``host`` lets others in
+            and there is no password, or nothing to ask for it.
     """
     if uri.startswith(("http://", "https://")):
         raise UserError(f"The runs are on a server, which has a page of its own: open {shown(uri)}")
+    guarded = not is_loopback(host)
+    if guarded:
+        _check_guard(host)
     if not port_is_free(port):
         raise UserError(f"Port {port} is in use on this machine. Choose another with --port.")
     init_store(uri)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with tempfile.TemporaryDirectory(prefix="hgrnx-ui-") as folder:
+        command, environment = server_command(uri, port, host, Path(folder) if guarded else None)
+        print(f"http://{host}:{port}  (ready in some seconds; Ctrl-C ends it)", flush=True)
+        _run_server(command, environment)
+
+
+def server_command(uri: str, port: int, host: str, accounts: Path | None) -> tuple[list[str], dict[str, str]]:
+    """What starts MLflow's server on the store ``uri``, and its environment, which alone has the secrets.
+
+    Artifacts of a local database lie beside it. ``accounts`` is a folder of the caller's where MLflow keeps who may
+    enter (it makes the account of ``MLFLOW_AUTH_ADMIN_USERNAME`` and ``..._PASSWORD``); None asks nobody.
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    # In the environment and not among the arguments, which every user of the machine can read: a database's URI has
+    # its password.
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     root = artifact_root(uri)
     if root is not None:
-        command += ["--default-artifact-root", root]
-    database = sqlite_path(uri)
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
-    print(f"http://127.0.0.1:{port}  (ready in some seconds; Ctrl-C ends it)", flush=True)
+        command += ["--artifacts-destination", root]
+    if accounts is not None:
+        settings = accounts / "auth.ini"
+        settings.write_text(
+            "[mlflow]\n"
+            "default_permission = NO_PERMISSIONS\n"
+            f"database_uri = sqlite:///{accounts / 'accounts.db'}\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+            encoding="utf-8",
+        )
+        command += ["--app-name", "basic-auth"]
+        environment["MLFLOW_AUTH_CONFIG_PATH"] = str(settings)
+        environment.setdefault("MLFLOW_AUTH_ADMIN_USERNAME", "admin")
+        environment.setdefault("MLFLOW_FLASK_SERVER_SECRET_KEY", secrets.token_hex(32))
+    return command, environment
+
+
+def _check_guard(host: str) -> None:
+    if not os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
+        raise UserError(
+            f"--host {host} opens the page to other machines, so it needs a password: set MLFLOW_AUTH_ADMIN_PASSWORD "
+            "(and MLFLOW_AUTH_ADMIN_USERNAME, else 'admin'). Or leave --host out and reach it through a tunnel: "
+            "ssh -L 5000:127.0.0.1:5000 THIS_MACHINE"
+        )
+    if find_spec("flask_wtf") is None:
+        raise UserError("MLflow asks for passwords only with the package Flask-WTF: pip install 'mlflow[auth]'")
+
+
+def _run_server(command: list[str], environment: dict[str, str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server never outlives this process
     # In a session of its own, so that Ctrl-C ends all its processes from here and not each with a stack trace.
-    with subprocess.Popen(
-        command, cwd=database.parent if database else Path.home(), env=environment, start_new_session=True
-    ) as process:
+    with subprocess.Popen(command, cwd=Path.home(), env=environment, start_new_session=True) as process:
         try:
             status = process.wait()
         except BaseException as stop:
@@ -123,7 +170,7 @@ def explained(uri: str) -> Iterator[None]:
             problem = check_store(uri)
             if problem:
                 raise UserError(problem) from None
-        reason = str(getattr(error, "message", error)).strip().partition("\n")[0]
+        reason = redact(str(getattr(error, "message", error)).strip().partition("\n")[0])
         if "out-of-date database schema" in reason:
             reason = (
                 "it was made by another version of MLflow. Keep a copy of it and run "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import sqlite3
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from hgrnx.config.secrets import redact
+
+LOOPBACK = "127.0.0.1"
 _T = TypeVar("_T")
 
 
@@ -51,7 +55,9 @@ def sqlite_path(uri: str) -> Path | None:
 def shown(uri: str) -> str:
     """``uri`` without the user name and password that it may carry."""
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    if "@" in parts.netloc:
+        uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return redact(uri)  # ?password=...
 
 
 def within(timeout: float, work: Callable[[], _T]) -> _T:
@@ -85,12 +91,20 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on the address ``host``; False for what is no address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def port_is_free(port: int) -> bool:
     """Whether a server could listen on this port of the loopback interface."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((LOOPBACK, port))
         except OSError:
             return False
     return True

@@ -237,6 +237,8 @@ def _read_head(folder: Path) -> dict[str, Any]:
             f"The checkpoint {folder} has format {head['format']}, this hgrnx reads format {FORMAT}. "
             "Continue with the version of hgrnx that wrote it."
         )
+    if not head["files"].keys() <= {_MODEL, _OPTIMIZER}:  # its names must not lead elsewhere
+        raise _Damaged(f"{_STATE} names files that no checkpoint has")
     return head
 
 

@@ -36,6 +36,8 @@ class Clock:
 class LogHook(Hook):
     """Means since the last line: losses per token, and learning rate, gradient norm, tokens/s of the window.
 
+    Times, and the batches made ahead, are rank 0's.
+
     A line is also written at every checkpoint, so that a window never spans one and a resumed run writes the
     same lines as an undisturbed one.
     """
@@ -52,6 +54,10 @@ class LogHook(Hook):
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.tokens += result.tokens
         self.seconds += result.seconds
+        self.steps += 1
+        self.waited += result.waited
+        self.updating += result.updating
+        self.batches_ready += result.batches_ready
         if not (self.every.due(before, now) or self.checkpoints.due(before, now)):
             return
         sums = sum_over_ranks(self.sums, self.engine.device)
@@ -68,6 +74,10 @@ class LogHook(Hook):
                 "train/learning_rate": result.learning_rate,
                 "train/grad_norm": result.grad_norm,
                 "train/tokens_per_second": self.tokens / self.seconds,
+                "train/step_seconds": self.seconds / self.steps,
+                "train/step_seconds_waiting": self.waited / self.steps,
+                "train/step_seconds_updating": self.updating / self.steps,
+                "train/batches_ready": self.batches_ready / self.steps,
                 "train/epoch": now.epoch,
                 "words": now.words,
             },
@@ -76,8 +86,8 @@ class LogHook(Hook):
 
     def _clear(self) -> None:
         self.sums: dict[str, float] = {}
-        self.tokens = 0
-        self.seconds = 0.0
+        self.tokens = self.steps = self.batches_ready = 0
+        self.seconds = self.waited = self.updating = 0.0
 
 
 class EvaluateHook(Hook):

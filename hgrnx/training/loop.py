@@ -46,6 +46,13 @@ class StepResult:
     grad_norm: float
     """Global norm of the gradient before clipping."""
     seconds: float
+    waited: float
+    """Of these, seconds until this rank's batch was there."""
+    updating: float
+    """Of these, seconds in the optimizer's step, with what is left of the exchange of gradients; on a GPU also with
+    what it still has to compute, because the processor runs ahead of it."""
+    batches_ready: int
+    """Batches that were made ahead when this one was asked for."""
 
 
 class Hook(ABC):
@@ -103,7 +110,9 @@ def train(
         for step in range(start_step, total_steps):
             started = time.perf_counter()
             torch.manual_seed(step_seed(seed, step, engine.rank))
-            micro_batches = loader.micro_batches(next(batches), micro_batch_size)
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            micro_batches = loader.micro_batches(batch, micro_batch_size)
             tokens = loader.valid_tokens(step)
             sums: dict[str, float] = {}
             for micro, (inputs, targets, cu_seqlens, chunks) in enumerate(micro_batches, start=1):
@@ -116,8 +125,12 @@ def train(
                 for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
             rate = learning_rate(step)
+            computed = time.perf_counter()
             grad_norm = engine.step(rate)
-            result = StepResult(sums, tokens, rate, grad_norm, time.perf_counter() - started)
+            ended = time.perf_counter()
+            result = StepResult(
+                sums, tokens, rate, grad_norm, ended - started, waited, ended - computed, loader.batches_ready
+            )
             now = progress_at(loader, step + 1, total_steps)
             for hook in hooks:
                 hook.after_step(before, now, result)

@@ -88,3 +88,18 @@ def test_the_manifest_of_another_tokenizer(root: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"cat", b"dot"))  # of the same size
     with pytest.raises(UserError, match="tokenizer is not the tokenizer that its tokens were made with"):
         open_dataset(CONFIG, root)
+
+
+@pytest.mark.parametrize("where", ["files", "shards"])
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc/hostname"])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(root: Path, where: str, name: str) -> None:
+    """Though what it names be there, in the size that it says."""
+    (folder,) = root.iterdir()
+    (root / "elsewhere").write_bytes(b"12345")
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest[where][name] = {"bytes": 5, "sha256": "0"} if where == "files" else []
+    path.write_text(json.dumps(manifest))
+    for open_it in (lambda: PreparedDataset.open(folder), lambda: open_dataset(CONFIG, root)):
+        with pytest.raises(UserError, match="leads out of it"):
+            open_it()

@@ -127,7 +127,7 @@ class TestLmEval:
 
     def test_the_stock_command(self, tmp_path: Path, tasks: Path) -> None:
         exported = Exported("hgrn2", tmp_path)
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S602
             f"{sys.executable} -m lm_eval --model hf --tasks pairs --include_path {tasks} --device cpu --batch_size 4 "
             f"--model_args pretrained={exported.folder},trust_remote_code=True,dtype=float32 "
             f"--limit 6 --log_samples --output_path {tmp_path / 'out'}",

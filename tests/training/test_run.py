@@ -51,7 +51,8 @@ def recipe(**changes: dict[str, object]) -> Recipe:
 
 
 def lines(run_dir: Path) -> list[dict[str, float]]:
-    timings = {"time", "train/tokens_per_second"}
+    steps = {"train/step_seconds", "train/step_seconds_waiting", "train/step_seconds_updating", "train/batches_ready"}
+    timings = {"time", "train/tokens_per_second", *steps}
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in timings} for record in records]
 
