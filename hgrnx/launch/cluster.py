@@ -16,17 +16,19 @@ from hgrnx.paths import Places
 
 
 @contextmanager
-def connected(places: Places) -> Iterator[None]:
+def connected(places: Places, *, dashboard: bool = False) -> Iterator[None]:
     """Connect to the cluster named by ``RAY_ADDRESS`` (set inside a submitted job), else start a local one.
 
-    A cluster that was started here is stopped at the end; one that was joined is left as it was.
+    A cluster that was started here is stopped at the end; one that was joined is left as it was. A ``dashboard``
+    (on loopback) is needed where several runs follow one another: without it Ray Train cannot see that the driver of
+    a run is gone, and keeps the CPUs of its workers.
     """
     if ray.is_initialized():
         yield
         return
     # "local" and not None, which would look for a cluster that somebody, or a dead process, left on this machine.
     address = os.environ.get("RAY_ADDRESS", "local")
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    options: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
     ray.init(
         address=address,
         **options,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hgrnx.data.dataset import PreparedDataset
 from hgrnx.errors import UserError
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
+from hgrnx.launch.trial_board import BoardTracker, wait_for_decision
 from hgrnx.paths import Places
 
 
@@ -27,10 +29,12 @@ def train_on_ray(
     *,
     title: str,
     mlflow_run: str | None,
+    trial_board: Any | None = None,
 ) -> None:
     """Train ``recipe`` in ``run_dir`` on the connected cluster and return when it has finished.
 
-    ``run_dir`` and the dataset must be reachable from every node.
+    ``run_dir`` and the dataset must be reachable from every node. With a ``trial_board`` (``trial_board.py``) nothing
+    is shown: the workers bring their evaluations there, and stop when it says so.
 
     Raises:
         UserError: the cluster is too small, a worker found something the user can put right, or workers were
@@ -38,7 +42,7 @@ def train_on_ray(
     """
     launch = recipe.launch
     check_resources(launch)
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = trial_board if trial_board is not None else Board.remote()
     # Ray's own bookkeeping of this attempt: kept apart, and cleared, because Train would resume (and skip) a
     # run of the same name; what to resume from is decided by our checkpoints alone.
     ray_folder = run_dir / "ray"
@@ -55,6 +59,7 @@ def train_on_ray(
             "environment": places.environment(),
             "mlflow_run": mlflow_run,
             "board": board,
+            "is_trial": trial_board is not None,
         },
         scaling_config=ScalingConfig(
             num_workers=launch.num_workers, use_gpu=launch.use_gpu, resources_per_worker=resources
@@ -72,7 +77,7 @@ def train_on_ray(
             ),
         ),
     )
-    with shown(title, board):
+    with nullcontext() if trial_board is not None else shown(title, board):
         error: Exception | None = None
         try:
             trainer.fit()
@@ -112,9 +117,12 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(recipe.launch.cpus_per_worker)
 
     def open_trackers(metrics: Path) -> list[Any]:
-        if config["mlflow_run"] is None:
-            return []
-        return [MlflowPublisher(os.environ["MLFLOW_TRACKING_URI"], config["mlflow_run"], metrics)]
+        trackers: list[Any] = []
+        if config["is_trial"]:
+            trackers.append(BoardTracker(board, metrics, recipe.launch.use_gpu))
+        if config["mlflow_run"] is not None:
+            trackers.append(MlflowPublisher(os.environ["MLFLOW_TRACKING_URI"], config["mlflow_run"], metrics))
+        return trackers
 
     try:
         run_training(
@@ -123,7 +131,27 @@ def _worker(config: dict[str, Any]) -> None:
             Path(config["run_dir"]),
             listener=board.post.remote,
             open_trackers=open_trackers,
+            go_on=(lambda: wait_for_decision(board)) if config["is_trial"] else None,
         )
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        message = str(error).strip().partition("\n")[0]
+        ray.get(
+            board.fail.remote(
+                f"A worker ran out of memory ({message}). Set launch.micro_batch_size, or "
+                "launch.activation_checkpointing=true, or choose a smaller model."
+            )
+        )
+        raise
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether it would happen again to the worker's replacement: there is no room for one tensor."""
+    import torch
+
+    known = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in known)

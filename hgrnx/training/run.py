@@ -29,8 +29,17 @@ from hgrnx.training import optim
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights
 from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_all
 from hgrnx.training.engine import build_engine, choose_device
-from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, MilestoneHook, ProgressHook
-from hgrnx.training.loop import Period, train
+from hgrnx.training.hooks import (
+    CheckpointHook,
+    Clock,
+    EvaluateHook,
+    Hook,
+    LogHook,
+    MilestoneHook,
+    ProgressHook,
+    StopHook,
+)
+from hgrnx.training.loop import Period, Stopped, train
 from hgrnx.training.recompute import recompute_layers
 
 MILESTONES = "milestones"
@@ -50,11 +59,13 @@ def run_training(
     *,
     listener: Listener | None = None,
     open_trackers: Callable[[Path], Sequence[Tracker]] = lambda metrics_file: (),
-) -> dict[str, Any]:
+    go_on: Callable[[], bool] | None = None,
+) -> dict[str, Any] | None:
     """Train ``recipe`` in ``run_dir``, going on from its last whole checkpoint; every rank calls it.
 
     ``open_trackers`` is called on rank 0 with the path of ``metrics.jsonl``; what it returns is told of every
-    line and of every durable step. Returns what is also written to ``result.json``.
+    line and of every durable step. ``go_on`` is asked on rank 0 after every evaluation before the end. Returns what is
+    also written to ``result.json``, or None where the run was stopped.
 
     Raises:
         UserError: the data are too few for one batch, a teacher does not fit, the loss is not finite, or the
@@ -122,6 +133,8 @@ def run_training(
         ]
         if listener is not None and rank == 0:
             hooks.append(ProgressHook(listener))
+        if go_on is not None:
+            hooks.append(StopHook(recipe.evaluation.every, go_on))
         train(
             engine,
             loader,
@@ -149,6 +162,8 @@ def run_training(
         wait_for_all()
         finished = True
         return result
+    except Stopped:
+        return None
     finally:
         tracker.close(final=finished)
 
