@@ -11,7 +11,7 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,10 +91,13 @@ def run_trials(source: TrialSource, halving: Halving | None, past: Sequence[Tria
     """
     shutil.rmtree(folder, ignore_errors=True)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner comes at any verbosity
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the search, as it ends any job
     judge = _Judge.remote()  # type: ignore[attr-defined]
     searcher = _Source(source)
-    scheduler = FIFOScheduler() if halving is None else _Halving(halving, past, judge, searcher.runs)
+    scheduler = FIFOScheduler()
+    if halving is not None:
+        scheduler = HalvingScheduler(halving, past, lambda trial: ray.get(judge.stop.remote(searcher.runs[trial])))
     tuner = tune.Tuner(
         tune.with_resources(lambda config: _drive(config["job"], judge), tune.PlacementGroupFactory(_DRIVER)),
         tune_config=tune.TuneConfig(
@@ -184,10 +187,10 @@ class _Past:
     trial_id: str
 
 
-class _Halving(AsyncHyperBandScheduler):
-    """ASHA that asks a trial to stop instead of killing it, and knows trials of before."""
+class HalvingScheduler(AsyncHyperBandScheduler):
+    """ASHA that asks a trial to stop (``stop``, with Tune's id) instead of killing it, and knows trials of before."""
 
-    def __init__(self, halving: Halving, past: Sequence[Trial], judge: Any, runs: dict[str, str]) -> None:
+    def __init__(self, halving: Halving, past: Sequence[Trial], stop: Callable[[str], None]) -> None:
         super().__init__(
             time_attr="words_seen",
             metric="score",
@@ -197,7 +200,7 @@ class _Halving(AsyncHyperBandScheduler):
             reduction_factor=halving.reduction_factor,
             stop_last_trials=False,
         )
-        self.judge, self.runs = judge, runs
+        self.stop = stop
         for trial in past:
             for point in trial.points:
                 if halving.metric in point:
@@ -209,7 +212,7 @@ class _Halving(AsyncHyperBandScheduler):
             return TrialScheduler.CONTINUE
         decision = super().on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP:
-            ray.get(self.judge.stop.remote(self.runs[trial.trial_id]))
+            self.stop(trial.trial_id)
         return TrialScheduler.CONTINUE
 
     def rungs(self) -> list[tuple[float, dict[str, float]]]:

@@ -55,7 +55,7 @@ def trials_table(rows: Sequence[Mapping[str, Any]], space: SpaceConfig) -> Table
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in _columns(space):
         left = name in ("status", "note")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "note", overflow="ellipsis")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
     for row in rows:
         style = "bold" if row is rows[0] and row["status"] == "finished" else ""
         table.add_row(*_cells(row, space), style=style)
@@ -71,7 +71,7 @@ def print_findings(
 ) -> None:
     """The table, and how much each parameter mattered."""
     console.print()
-    console.print(trials_table(rows, space))
+    console.print(trials_table(rows, space), width=None if console.is_terminal else 200)
     if shares:
         console.print(f"\n{_importance_title(rows, early)}")
         width = max(len(key) for key in shares)

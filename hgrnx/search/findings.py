@@ -112,7 +112,7 @@ class Cost:
     """Wall-clock seconds of a search against as many full trainings."""
 
     trials: int
-    """Trials that were begun here and have ended."""
+    """Trials that gave a score here, finished or stopped early; what the others took is counted all the same."""
     trial_seconds: float
     """Of all trials together, those that run at once counted one by one."""
     teacher_seconds: float
@@ -163,7 +163,7 @@ def measure_cost(
     full = sum(trial.seconds for trial in whole) / len(whole) if whole and live_teacher else None
     numbers = ", ".join(str(trial.number) for trial in whole)
     return Cost(
-        len(counted),
+        sum(trial.status != "failed" for trial in counted),
         sum(trial.seconds for trial in counted),
         teacher_seconds,
         signal_seconds,
