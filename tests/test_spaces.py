@@ -42,9 +42,13 @@ def test_every_track_has_a_space() -> None:
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    text = SPACE.replace("training.learning_rate", "training.lerning_rate") + "seed: 0\n"
-    text = text.replace("high: 3.0", "high: 3.0").replace("distill.weight: {kind: choice, options: [0.0, 0.5]}",
-        "distill.weight: {kind: choice, options: [0.0, 1.5]}").replace("{distill.weight: {above", "{distil.weight: {above")  # fmt: skip
+    text = SPACE
+    for right, wrong in (
+        ("training.learning_rate", "training.lerning_rate"),
+        ("[0.0, 0.5]", "[0.0, 1.5]"),
+        ("{distill.weight: {above", "{distil.weight: {above"),
+    ):
+        text = text.replace(right, wrong)
     with pytest.raises(UserError) as caught:
         plan_of(tmp_path, text)
     for part in (

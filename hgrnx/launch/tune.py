@@ -406,7 +406,7 @@ class Search:
         cost = self._cost(trials)
         early = comparable_scores(trials, objective)
         rows = trial_rows(trials, space, {trial.number for trial in front})
-        plot_parallel(trials, space, early, self.folder / "parallel.png")
+        plot_parallel(trials, space, self.folder / "parallel.png")
         for key in space.parameters:
             name = key.rsplit(".", 1)[-1]
             plot_against(key, trials, space, early, self.folder / f"{name}.png")

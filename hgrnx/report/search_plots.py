@@ -15,15 +15,16 @@ _ABSENT = -0.12
 """Height, on an axis from 0 to 1, of a parameter that a trial doesn't have."""
 
 
-def plot_parallel(trials: Sequence[Trial], space: SpaceConfig, early: Comparable | None, out: Path) -> bool:
-    """Parallel coordinates: an axis for each parameter, the last for the final score; trials stopped early are grey.
+def plot_parallel(trials: Sequence[Trial], space: SpaceConfig, out: Path) -> bool:
+    """Parallel coordinates: an axis for each parameter, the last for the final score, the best at its top.
+
+    Trials that were stopped early are grey and don't reach the last axis.
 
     Args:
-        early: scores after the first evaluation; without finished trials nothing is drawn.
         out: PNG to write.
 
     Returns:
-        Whether there was anything to draw.
+        Whether there was anything to draw: a finished trial.
     """
     metric = space.objectives[0].metric
     finished = [trial for trial in trials if trial.status == "finished"]
@@ -37,9 +38,9 @@ def plot_parallel(trials: Sequence[Trial], space: SpaceConfig, early: Comparable
     if low == high:
         high = low + abs(low) * 0.01 + 1e-9
     minimised = space.objectives[0].mode == "min"
-    colours = matplotlib.colormaps["viridis_r" if minimised else "viridis"]
+    colours = matplotlib.colormaps["viridis_r"]  # the best in the darkest colour
     keys = list(space.parameters)
-    absent = any(key not in trial.parameters for key in keys for trial in trials)
+    absent = [key for key in keys if any(key not in trial.parameters for trial in trials)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.2 + 1.7 * (len(keys) + 1), 4.6), layout="constrained")
         axes = figure.subplots()
@@ -47,22 +48,27 @@ def plot_parallel(trials: Sequence[Trial], space: SpaceConfig, early: Comparable
             places = [_place(space.parameters[key], trial.parameters.get(key)) for key in keys]
             if trial.status == "finished":
                 score = trial.values[metric]
-                places.append((score - low) / (high - low))
+                places.append((high - score if minimised else score - low) / (high - low))
                 axes.plot(range(len(places)), places, color=colours(places[-1]), linewidth=2.0, marker="o", zorder=3)
             elif trial.status == "stopped":
                 axes.plot(range(len(places)), places, color="#BBBBBB", linewidth=1.0, zorder=2)
         for position, key in enumerate([*keys, metric]):
             axes.axvline(position, color="#333333", linewidth=0.9, zorder=1)
-            marks = _marks(space.parameters[key]) if key in space.parameters else _even(low, high)
+            marks = (
+                _marks(space.parameters[key])
+                if key in space.parameters
+                else _even(*((high, low) if minimised else (low, high)))
+            )
             for place, text in marks:
                 axes.annotate(
                     text, (position, place), (5, 0), textcoords="offset points", fontsize=9, va="center", zorder=4,
                     bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
                 )  # fmt: skip
         axes.set_xticks(range(len(keys) + 1), [*(key.rsplit(".", 1)[-1].replace("_", " ") for key in keys), metric])
-        if absent:
-            axes.annotate("not used", (0, _ABSENT), (5, 0), textcoords="offset points", fontsize=9, va="center")
-        axes.set(xlim=(-0.1, len(keys) + 0.55), ylim=(_ABSENT - 0.08 if absent else -0.06, 1.06), yticks=[])
+        for key in absent:
+            place = (keys.index(key), _ABSENT)
+            axes.annotate("not used", place, (8, -9), textcoords="offset points", fontsize=9, va="center")
+        axes.set(xlim=(-0.1, len(keys) + 0.55), ylim=(_ABSENT - 0.1 if absent else -0.06, 1.06), yticks=[])
         axes.grid(visible=False)
         for side in axes.spines.values():
             side.set_visible(False)
@@ -112,6 +118,7 @@ def plot_against(key: str, trials: Sequence[Trial], space: SpaceConfig, early: C
                     ticks = [_unplace(parameter, place) for place in (0, 1 / 3, 2 / 3, 1)]
                     axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
                     axes.minorticks_off()
+                axes.set_xlim(_unplace(parameter, -0.04), _unplace(parameter, 1.04))  # the same in both panels
             axes.plot(x, [score for _, score in found], "o", color=bar_colour(index), markersize=7, alpha=0.85)
             axes.set(title=f"{title} ({len(found)} trials)", xlabel=name, ylabel=metric)
         save_figure(figure, out)

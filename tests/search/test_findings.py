@@ -72,7 +72,7 @@ def test_importance_finds_what_matters(make_plan: Callable[..., SearchPlan], som
         make = stopped if some_stopped and number % 2 else finished
         trials.append(make(number, parameters))
     shares = importances(plan, trials)
-    assert list(shares)[0] == RATE and shares[RATE] > 0.7
+    assert next(iter(shares)) == RATE and shares[RATE] > 0.7
     assert shares[TEMPERATURE] < 0.2 and set(shares) == {RATE, WEIGHT, TEMPERATURE}
     assert importances(plan, trials[:3]) == {}
 
