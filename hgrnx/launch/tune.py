@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,12 +92,7 @@ def run_search(
     with _alone(folder), connected(places, dashboard=True):
         tracking = JobTracking(places)
         if fresh:
-            for trial in TrialRecord(folder / "trials"):
-                if not trial.reused:
-                    shutil.rmtree(places.run_dir(trial.run), ignore_errors=True)
-            for old in folder.iterdir():
-                if old.name != _LOCK:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+            _forget(folder, places)
         (folder / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
         (folder / SPACE).write_text(space_yaml(space), encoding="utf-8")
         search = Search(plan, dataset, places, folder, tracking, console)
@@ -290,7 +285,9 @@ class Search:
         if (run_dir / "result.json").is_file():
             outcome, reason = self._finish(trial, run_dir)
             if continued:  # the search was killed just before it took note
-                self.tracking.finish_training(self._start_mlflow(trial, run_dir, {}), run_dir, True)
+                run = self._start_mlflow(trial, run_dir, {})
+                if run is not None:
+                    self.tracking.finish_training(run, run_dir, True)
             else:
                 trial.reused = True
                 self.tracking.link(self.parent, f"trial-{trial.number}", run_dir)
@@ -323,8 +320,12 @@ class Search:
             mlflow_run,
         )
 
-    def _start_mlflow(self, trial: Trial, run_dir: Path, params: dict[str, Any]) -> str:
-        run = self.tracking.start(run_dir, run_dir.name, params, self.dataset, parent=self.parent)
+    def _start_mlflow(self, trial: Trial, run_dir: Path, params: dict[str, Any]) -> str | None:
+        try:
+            run = self.tracking.start(run_dir, run_dir.name, params, self.dataset, parent=self.parent)
+        except UserError as error:  # it answered when the search began; the search does not end with it
+            self.console.print(f"Warning: MLflow does not have trial {trial.number}: {error}", markup=False)
+            return None
         self.mlflow_runs[trial.run] = run
         return run
 
@@ -435,6 +436,19 @@ class Search:
 
 
 _LOCK = "lock"
+
+
+def _forget(folder: Path, places: Places) -> None:
+    """Remove what a search left: its trials' runs, but not those that it had found finished, and its own files."""
+    with suppress(UserError):  # a damaged record is one of the reasons to start over
+        for trial in TrialRecord(folder / "trials"):
+            if not trial.reused:
+                shutil.rmtree(places.run_dir(trial.run), ignore_errors=True)
+    for old in list(folder.iterdir()):
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.name != _LOCK:
+            old.unlink()
 
 
 @contextmanager

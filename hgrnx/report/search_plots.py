@@ -66,8 +66,8 @@ def plot_parallel(trials: Sequence[Trial], space: SpaceConfig, out: Path) -> boo
                 )  # fmt: skip
         axes.set_xticks(range(len(keys) + 1), [*(key.rsplit(".", 1)[-1].replace("_", " ") for key in keys), metric])
         for key in absent:
-            place = (keys.index(key), _ABSENT)
-            axes.annotate("not used", place, (8, -9), textcoords="offset points", fontsize=9, va="center")
+            foot = (keys.index(key), _ABSENT)
+            axes.annotate("not used", foot, (8, -9), textcoords="offset points", fontsize=9, va="center")
         axes.set(xlim=(-0.1, len(keys) + 0.55), ylim=(_ABSENT - 0.1 if absent else -0.06, 1.06), yticks=[])
         axes.grid(visible=False)
         for side in axes.spines.values():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from hgrnx.config import LaunchConfig, Recipe
 from hgrnx.errors import UserError
 from hgrnx.launch.capacity import trials_at_once
 from hgrnx.launch.ray_tune import Halving, HalvingScheduler
-from hgrnx.launch.search_display import words_so_far
+from hgrnx.launch.search_display import shown_search, words_so_far
 from hgrnx.launch.search_request import last_plan, read_plan
 from hgrnx.launch.trial_board import _TrialBoard
 from hgrnx.paths import resolve_places
@@ -183,3 +186,25 @@ def test_words_of_a_run_are_read_from_its_last_whole_line(tmp_path: Path) -> Non
     lines = [json.dumps({"step": n, "words": 10 * n, "train/loss": 1.0, "padding": "x" * 50}) for n in range(1, 200)]
     metrics.write_text("\n".join(lines) + '\n{"step": 200, "wor')
     assert words_so_far(metrics) == 1990
+
+
+def test_a_terminal_shows_a_live_table(tmp_path: Path) -> None:
+    trials = [
+        Trial(0, "a", {"distill.weight": 0.5}, "finished", values={METRIC: 0.91, "words": 2e6}),
+        Trial(1, "b", {"distill.weight": 0.1}),
+    ]
+    (tmp_path / "b").mkdir()
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=140, height=30)
+    space = plan().space
+    with shown_search(lambda: trials, space, lambda: "2 of 12 trials begun", tmp_path, console):
+        (tmp_path / "b" / "metrics.jsonl").write_text('{"step": 1, "words": 1230000}\n')
+        deadline = time.monotonic() + 20
+        while "1.23M" not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    for part in ("0.91", "running", "1.23M", "2 of 12 trials begun"):
+        assert part in out.getvalue()
+    quiet = io.StringIO()
+    with shown_search(lambda: trials, space, str, tmp_path, Console(file=quiet)):
+        pass
+    assert quiet.getvalue() == ""
