@@ -11,7 +11,8 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,6 +92,7 @@ def run_trials(source: TrialSource, halving: Halving | None, past: Sequence[Tria
     """
     shutil.rmtree(folder, ignore_errors=True)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # how a trial ended is a result without a score
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner comes at any verbosity
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the search, as it ends any job
     judge = _Judge.remote()  # type: ignore[attr-defined]
@@ -110,12 +112,14 @@ def run_trials(source: TrialSource, halving: Halving | None, past: Sequence[Tria
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(folder),
-            callbacks=[_Scores(source, searcher.runs)],
+            callbacks=[_Scores(searcher)],
             failure_config=tune.FailureConfig(max_failures=_LOST_DRIVERS),
             verbose=0,
         ),
     )
     tuner.fit()
+    if searcher.error is not None:
+        raise searcher.error
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -140,9 +144,21 @@ class _Source(Searcher):
         super().__init__()
         self.source = source
         self.runs: dict[str, str] = {}
+        self.error: UserError | None = None
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """An error of the search itself, as of a full disk, ends it; Tune would bury it in a trace of its own."""
+        try:
+            yield
+        except UserError as error:
+            self.error = self.error or error
 
     def suggest(self, trial_id: str) -> Any:
-        job = self.source.next_job()
+        job: Any = END
+        if self.error is None:
+            with self.guarded():
+                job = self.source.next_job()
         if isinstance(job, _End):
             return Searcher.FINISHED
         if job is None:
@@ -151,12 +167,11 @@ class _Source(Searcher):
         return {"job": job}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        outcome = (result or {}).get("outcome")
+        outcome, reason = (result or {}).get("outcome"), (result or {}).get("reason")
         if error or outcome is None:
-            reason = f"its driver was lost {_LOST_DRIVERS + 1} times"
-            self.source.on_end(self.runs[trial_id], "failed", reason)
-        else:
-            self.source.on_end(self.runs[trial_id], outcome, (result or {}).get("reason"))
+            outcome, reason = "failed", f"its driver was lost {_LOST_DRIVERS + 1} times"
+        with self.guarded():
+            self.source.on_end(self.runs[trial_id], outcome, reason)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(pickle.dumps(None))
@@ -171,12 +186,13 @@ class _Source(Searcher):
 class _Scores(tune.Callback):
     """Tells the search of every evaluation."""
 
-    def __init__(self, source: TrialSource, runs: dict[str, str]) -> None:
-        self.source, self.runs = source, runs
+    def __init__(self, searcher: _Source) -> None:
+        self.searcher = searcher
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if "record" in result and "outcome" not in result:
-            self.source.on_scores(self.runs[trial.trial_id], result["record"])
+            with self.searcher.guarded():
+                self.searcher.source.on_scores(self.searcher.runs[trial.trial_id], result["record"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -83,14 +83,23 @@ class TrialRecord:
         return trial
 
     def save(self, trial: Trial) -> None:
-        """Write a trial so that a kill leaves the old content or the new one whole."""
+        """Write a trial so that a kill leaves the old content or the new one whole.
+
+        Raises:
+            UserError: the disk refuses.
+        """
         path = self.folder / f"{trial.number:04d}.json"
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(asdict(trial), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                json.dump(asdict(trial), file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {path}: {error.strerror}. Free space, then give the command again."
+            ) from None
 
     def with_status(self, *statuses: Status) -> list[Trial]:
         """The trials of these statuses, by number."""
