@@ -76,6 +76,44 @@ def _run(recipe: object, home: Path | None, fresh: bool) -> None:
 
 
 @app.command()
+def tune(
+    track: Annotated[str | None, typer.Option(help="Track, and its space [demo].")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Recipe keys to hold fixed: seed=1 ...")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe to start from [the space's].")] = None,
+    space: Annotated[str | None, typer.Option(help="A shipped space or a .yaml file [the track's].")] = None,
+    source: Annotated[str | None, typer.Option(help="Folder of the track's text, or hub.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Begin no more trials than this.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Begin no trial after so many hours.")] = None,
+    words: Annotated[int | None, typer.Option(min=1, help="Words that a trial sees [the recipe's].")] = None,
+    search: Annotated[str | None, typer.Option(help="tpe, random or grid.")] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="METRIC:min or METRIC:max; several make a Pareto front.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search that ran last.")] = False,
+    home: Home = None,
+    fresh: Fresh = False,
+) -> None:
+    """Search a recipe's hyperparameters; the same command goes on with a search that was interrupted."""
+    from hgrnx.launch.search_request import last_plan, read_plan
+    from hgrnx.launch.tune import run_search
+    from hgrnx.paths import resolve_places
+
+    places = resolve_places(home)
+    if resume:
+        if any((track, overrides, recipe, space, source, trials, hours, words, search, objective, fresh)):
+            raise UserError("--resume takes the settings of the last search; to change one, repeat its command.")
+        plan = last_plan(places)
+    else:
+        budget = {"trials": trials, "hours": hours}
+        plan = read_plan(track, space, recipe, source, overrides or [], budget, words, search, objective or [])
+    try:
+        run_search(plan, places, fresh=fresh)
+    except KeyboardInterrupt:
+        print("\nhgrnx: stopped. The same command, or hgrnx tune --resume, goes on from here.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def prepare(
     track: Annotated[
         str, typer.Option(help="demo, strict-small, strict, pile-10m, pile-100m or a .yaml file.")

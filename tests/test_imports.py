@@ -26,13 +26,15 @@ ALLOWED = {
     "objectives": BASE | {"ops", "models"},
     "evaluation": BASE | {"ops", "models", "data"},
     "training": BASE | {"ops", "models", "objectives", "data", "evaluation", "tracking"},
-    "report": BASE,
+    "search": BASE,
+    "report": BASE | {"search"},
     "bench": BASE
     | {"ops", "models", "objectives", "data", "evaluation", "training", "tracking", "report", "runs", "options"},
     "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking"},
     "runs": BASE | {"models", "data", "training"},
     "export": BASE | {"models", "data", "training", "report", "runs"},
-    "launch": BASE | {"ops", "models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
+    "launch": BASE
+    | {"ops", "models", "objectives", "data", "evaluation", "tracking", "training", "search", "report", "runs"},
     "cli": BASE
     | {"models", "data", "evaluation", "tracking", "report", "runs", "export", "launch", "bench", "doctor", "options"},
 }
@@ -53,6 +55,7 @@ OWNERS = {
     "matplotlib": ("report/",),
     "huggingface_hub": ("data/hub.py", "export.py"),
     "rensa": ("data/duplicates.py",),
+    "optuna": ("search/",),
 }
 ABSENT = (
     "ray",
@@ -65,6 +68,7 @@ ABSENT = (
     "transformers",
     "huggingface_hub",
     "rensa",
+    "optuna",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +24,7 @@ _MODEL_SECTIONS = ("model", "teacher", "student")
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = resources.files("hgrnx") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return shipped_files("recipes")
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> AnyRecipe:
@@ -34,7 +33,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     Raises:
         UserError: no such recipe, not YAML, or one or more wrong keys or values; all of them are named.
     """
-    where, text = _read_recipe(name_or_path)
+    where, text = read_shipped(name_or_path, "recipes", "recipe")
     values = parse_yaml(text, where)
     problems = _apply(overrides, values, "training.learning_rate=1e-3")
     kind: type[Recipe] | type[DistillRecipe] = (
@@ -56,7 +55,27 @@ def recipe_from_dict(values: dict[str, Any], where: str = "recipe") -> AnyRecipe
     return validated(kind, values, f"recipe {where}")
 
 
-def _read_recipe(name_or_path: str) -> tuple[str, str]:
+def recipe_with(recipe: AnyRecipe, values: Mapping[str, Any], where: str) -> AnyRecipe:
+    """``recipe`` with other values at dotted keys. Raises :class:`UserError` naming every wrong key and value."""
+    content = recipe.model_dump(mode="json")
+    problems: list[str] = []
+    for key, value in values.items():
+        _set_dotted(content, key, value, problems)
+    return validated(type(recipe), content, where, problems)
+
+
+def shipped_files(folder: str) -> list[str]:
+    """Names (without ``.yaml``) of the files that come with the package in ``recipes`` or ``spaces``."""
+    entries = (resources.files("hgrnx") / folder).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def read_shipped(name_or_path: str, folder: str, what: str) -> tuple[str, str]:
+    """Where a YAML file is and its text: a path, or the name of one that comes with the package.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         try:
@@ -64,16 +83,16 @@ def _read_recipe(name_or_path: str) -> tuple[str, str]:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
         except OSError as error:
-            raise UserError(f"Cannot read the recipe {path}: {error.strerror}.") from None
-    names = shipped_recipes()
+            raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
+    names = shipped_files(folder)
     if name_or_path not in names:
         near = difflib.get_close_matches(name_or_path, names, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise UserError(
-            f"There is no recipe '{name_or_path}'.{hint} Shipped recipes: {', '.join(names)}. "
+            f"There is no {what} '{name_or_path}'.{hint} Shipped {what}s: {', '.join(names)}. "
             "Or give the path of a .yaml file."
         )
-    return name_or_path, (resources.files("hgrnx") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    return name_or_path, (resources.files("hgrnx") / folder / f"{name_or_path}.yaml").read_text(encoding="utf-8")
 
 
 class _Loader(yaml.SafeLoader):

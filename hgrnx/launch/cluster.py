@@ -18,11 +18,13 @@ from hgrnx.tracking.store_check import shown
 
 
 @contextmanager
-def connected(places: Places) -> Iterator[None]:
+def connected(places: Places, *, dashboard: bool = False) -> Iterator[None]:
     """Connect to the cluster named by ``RAY_ADDRESS`` (set inside a submitted job), else start a local one.
 
     A cluster that was started here is stopped at the end; one that was joined is left as it was. The one started
-    here takes nobody without its token, which only this process and its children know.
+    here takes nobody without its token, which only this process and its children know. A ``dashboard`` (on loopback)
+    is needed where several runs follow one another: without it Ray Train cannot see that the driver of a run is gone,
+    and keeps the CPUs of its workers.
     """
     if ray.is_initialized():
         yield
@@ -31,7 +33,7 @@ def connected(places: Places) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     options: dict[str, Any] = {}
     if address == "local":
-        options = {"include_dashboard": False}
+        options = {"include_dashboard": dashboard}
         _make_token()
     # Ray shows this on its dashboard and writes it into its logs.
     variables = {**places.environment(), "MLFLOW_TRACKING_URI": shown(places.mlflow_uri)}

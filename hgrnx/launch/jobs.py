@@ -20,7 +20,7 @@ from hgrnx.console import make_console
 from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.progress import prepare_with_progress
-from hgrnx.data.run_ledger import LEDGER
+from hgrnx.data.run_ledger import LEDGER, RunLedger
 from hgrnx.errors import UserError
 from hgrnx.evaluation.points import CURVE, check_best, zero_shot_tasks
 from hgrnx.launch.beside import BesideScorer
@@ -66,7 +66,7 @@ def run_job(recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: 
         f"  MLflow  {shown(places.mlflow_uri)}",
         highlight=False,
     )
-    _check_writable(places)
+    check_writable(places)
     if recipe.evaluation.minimal_pairs is not None:  # before hours of training, not after
         read_minimal_pairs(Path(recipe.evaluation.minimal_pairs))
     recipe = with_whole_data_path(recipe)
@@ -155,26 +155,17 @@ class _Job:
         return JobResult(self.folder, self.runs)
 
     def _run_stage(self, label: str, parent: str) -> None:
-        recipe, run_dir = self.stages[label], self.runs[label]
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / LEDGER, self.ledgers[label].as_dict())
-        if (run_dir / "result.json").is_file():
+        recipe, run_dir, ledger = self.stages[label], self.runs[label], self.ledgers[label]
+        trained = run_stage(
+            label, recipe, run_dir, ledger, self.dataset, self.places, self.tracking, parent, self.console
+        )
+        if not trained:
             self.console.print(
                 f"{label}: finished before ({run_dir.name}); --fresh would run it again", highlight=False
             )
             score_again_if_asked_for_more(run_dir, recipe, self.console)
             self.tracking.link(parent, label, run_dir)
             self._score_what_waits(recipe, run_dir)
-            return
-        ensure_signal(recipe, self.dataset, self.places, self.console)
-        run = self.tracking.start(run_dir, run_dir.name, flatten(recipe), self.dataset, parent=parent)
-        finished = False
-        try:
-            train_on_ray(recipe, self.dataset, run_dir, self.places, title=label, mlflow_run=run)
-            plot_dynamics({label: run_dir}, run_dir / DYNAMICS)
-            finished = True
-        finally:
-            self.tracking.finish_training(run, run_dir, finished)
 
     def _score_what_waits(self, recipe: Recipe, run_dir: Path) -> None:
         """What a job that died after its training had not scored yet."""
@@ -204,7 +195,36 @@ class _Job:
         print_summary(self.runs, self.console)
 
 
-def _check_writable(places: Places) -> None:
+def run_stage(
+    label: str,
+    recipe: Recipe,
+    run_dir: Path,
+    ledger: RunLedger,
+    dataset: PreparedDataset,
+    places: Places,
+    tracking: JobTracking,
+    parent: str,
+    console: Console,
+) -> bool:
+    """Train one run of a job on the connected cluster, under its MLflow run; False where it was finished before."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / LEDGER, ledger.as_dict())
+    if (run_dir / "result.json").is_file():
+        return False
+    ensure_signal(recipe, dataset, places, console)
+    run = tracking.start(run_dir, run_dir.name, flatten(recipe), dataset, parent=parent)
+    finished = False
+    try:
+        train_on_ray(recipe, dataset, run_dir, places, title=label, mlflow_run=run)
+        plot_dynamics({label: run_dir}, run_dir / DYNAMICS)
+        finished = True
+    finally:
+        tracking.finish_training(run, run_dir, finished)
+    return True
+
+
+def check_writable(places: Places) -> None:
+    """Raises :class:`UserError` where runs, data or stored signals cannot be written."""
     for folder in (places.runs, places.data, places.signals):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,7 @@ from rich.progress import (
 )
 
 
-@ray.remote(num_cpus=0)
-class Board:
+class BoardBase:
     """Holds the newest message of a run's rank 0, and the message of the error that ends it."""
 
     def __init__(self) -> None:
@@ -40,6 +39,9 @@ class Board:
 
     def failure(self) -> str | None:
         return self.error
+
+
+Board = ray.remote(num_cpus=0)(BoardBase)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hgrnx.errors import UserError
 from hgrnx.launch.beside import BesideScorer, has_room_beside
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
+from hgrnx.launch.trial_board import BoardTracker, wait_for_decision
 from hgrnx.paths import Places, resolve_places
 
 
@@ -28,10 +30,12 @@ def train_on_ray(
     *,
     title: str,
     mlflow_run: str | None,
+    trial_board: Any | None = None,
 ) -> None:
     """Train ``recipe`` in ``run_dir`` on the connected cluster and return when it has finished.
 
-    ``run_dir`` and the dataset must be reachable from every node.
+    ``run_dir`` and the dataset must be reachable from every node. With a ``trial_board`` (``trial_board.py``) nothing
+    is shown: the workers bring their evaluations there, and stop when it says so.
 
     Raises:
         UserError: the cluster is too small, a worker found something the user can put right, or workers were
@@ -40,7 +44,7 @@ def train_on_ray(
     launch = recipe.launch
     check_resources(launch)
     beside = bool(recipe.evaluation.tasks) and has_room_beside(launch)
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = trial_board if trial_board is not None else Board.remote()
     # Ray's own bookkeeping of this attempt: kept apart, and cleared, because Train would resume (and skip) a
     # run of the same name; what to resume from is decided by our checkpoints alone.
     ray_folder = run_dir / "ray"
@@ -58,6 +62,7 @@ def train_on_ray(
             "mlflow_run": mlflow_run,
             "board": board,
             "scored_beside": beside,
+            "is_trial": trial_board is not None,
         },
         scaling_config=ScalingConfig(
             num_workers=launch.num_workers, use_gpu=launch.use_gpu, resources_per_worker=resources
@@ -76,7 +81,7 @@ def train_on_ray(
         ),
     )
     scorer = BesideScorer(recipe, run_dir, places, mlflow_run)
-    with shown(title, board), scorer.watching(beside):
+    with nullcontext() if trial_board is not None else shown(title, board), scorer.watching(beside):
         error: Exception | None = None
         try:
             trainer.fit()
@@ -121,6 +126,8 @@ def _worker(config: dict[str, Any]) -> None:
 
     def open_trackers(metrics: Path) -> list[Any]:
         trackers: list[Any] = [RayMetrics(metrics.parent.name)]
+        if config["is_trial"]:
+            trackers.append(BoardTracker(board, metrics, recipe.launch.use_gpu))
         if config["mlflow_run"] is not None:
             trackers.append(MlflowPublisher(os.environ["MLFLOW_TRACKING_URI"], config["mlflow_run"], metrics))
         return trackers
@@ -134,7 +141,27 @@ def _worker(config: dict[str, Any]) -> None:
             open_trackers=open_trackers,
             scored_beside=config["scored_beside"],
             signals=resolve_places().signals,
+            go_on=(lambda: wait_for_decision(board)) if config["is_trial"] else None,
         )
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        message = str(error).strip().partition("\n")[0]
+        ray.get(
+            board.fail.remote(
+                f"A worker ran out of memory ({message}). Set launch.micro_batch_size, or "
+                "launch.activation_checkpointing=true, or choose a smaller model."
+            )
+        )
+        raise
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether it would happen again to the worker's replacement: there is no room for one tensor."""
+    import torch
+
+    known = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in known)

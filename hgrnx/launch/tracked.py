@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,25 @@ class JobTracking:
             with _only_warn():
                 mlflow.log_figure(self.uri, run, run_dir / DYNAMICS)
                 mlflow.log_artifact(self.uri, run, run_dir / CURVE, "eval")
+
+    def finish_early(self, run: str, run_dir: Path, stopped: bool, reason: str) -> None:
+        """Close the run of a trial that was stopped (``KILLED`` in MLflow) or has failed, with its curve so far."""
+        mlflow.replay(self.uri, run, run_dir)
+        with _only_warn():
+            mlflow.set_tags(self.uri, run, {"reason": reason})
+            mlflow.finish_run(self.uri, run, "KILLED" if stopped else "FAILED")
+
+    def log_search(
+        self, run: str, folder: Path, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]
+    ) -> None:
+        """The table, the plots, the best recipe and the headline figures of a search, on its run."""
+        with _only_warn():
+            mlflow.log_table(self.uri, run, rows, "trials.json")
+            mlflow.log_metrics(self.uri, run, metrics)
+            names = ("best.yaml", "space.yaml", "summary.md")
+            mlflow.log_artifacts(self.uri, run, [folder / name for name in names if (folder / name).is_file()])
+            for plot in sorted(folder.glob("*.png")):
+                mlflow.log_figure(self.uri, run, plot)
 
     def _log_artifacts(self, run: str, run_dir: Path) -> None:
         mlflow.log_artifacts(self.uri, run, [run_dir / name for name in ("recipe.yaml", "environment.json", LEDGER)])

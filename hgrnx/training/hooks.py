@@ -18,7 +18,7 @@ from hgrnx.training.best import BestWeights
 from hgrnx.training.checkpoint import save_checkpoint, save_weights
 from hgrnx.training.distributed import gather_objects, rank_and_world, sum_over_ranks, wait_for_all
 from hgrnx.training.engine import Engine
-from hgrnx.training.loop import Hook, Period, Progress, StepResult
+from hgrnx.training.loop import Hook, Period, Progress, StepResult, Stopped
 
 
 class Clock:
@@ -199,3 +199,21 @@ class ProgressHook(Hook):
                 "tokens_per_second": result.tokens / result.seconds,
             }
         )
+
+
+class StopHook(Hook):
+    """Asks, after every evaluation but the last, whether the run shall go on; rank 0 asks for all.
+
+    Raises:
+        Stopped: on every rank.
+    """
+
+    def __init__(self, every: str, go_on: Callable[[], bool]) -> None:
+        self.every, self.go_on = Period(every), go_on
+
+    def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
+        if now.finished or not self.every.due(before, now):
+            return
+        answer = self.go_on() if rank_and_world()[0] == 0 else None
+        if not gather_objects(answer)[0]:
+            raise Stopped

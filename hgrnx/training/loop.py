@@ -55,6 +55,10 @@ class StepResult:
     """Batches that were made ahead when this one was asked for."""
 
 
+class Stopped(Exception):
+    """Raised by a hook on every rank at once: the run ends here, before its last step."""
+
+
 class Hook(ABC):
     """Called on every rank after every step; collective operations inside are allowed."""
 

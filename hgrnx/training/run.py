@@ -31,8 +31,17 @@ from hgrnx.training.best import BestWeights
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
 from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_all
 from hgrnx.training.engine import build_engine, choose_device
-from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, MilestoneHook, ProgressHook
-from hgrnx.training.loop import Period, train
+from hgrnx.training.hooks import (
+    CheckpointHook,
+    Clock,
+    EvaluateHook,
+    Hook,
+    LogHook,
+    MilestoneHook,
+    ProgressHook,
+    StopHook,
+)
+from hgrnx.training.loop import Period, Stopped, train
 from hgrnx.training.recompute import recompute_layers
 from hgrnx.training.snapshots import Snapshots
 from hgrnx.training.task_hook import LeaveSnapshot, Schedule, ScoreInTurn, TaskHook, snapshot_limit
@@ -58,14 +67,15 @@ def run_training(
     open_trackers: Callable[[Path], Sequence[Tracker]] = lambda metrics_file: (),
     scored_beside: bool = False,
     signals: Path | None = None,
-) -> dict[str, Any]:
+    go_on: Callable[[], bool] | None = None,
+) -> dict[str, Any] | None:
     """Train ``recipe`` in ``run_dir``, going on from its last whole checkpoint; every rank calls it.
 
     ``open_trackers`` is called on rank 0 with the path of ``metrics.jsonl``; what it returns is told of every
     line and of every durable step. ``scored_beside``: the weights for ``evaluation.tasks`` are left in
     ``snapshots/`` for another process, which scores them; otherwise the ranks score them here, in turn. ``signals``
-    is the folder with stored signals of teachers, for ``distill.top_k``.
-    Returns what is also written to ``result.json``.
+    is the folder with stored signals of teachers, for ``distill.top_k``. ``go_on`` is asked on rank 0 after every
+    evaluation before the end. Returns what is also written to ``result.json``, or None where the run was stopped.
 
     Raises:
         UserError: the data are too few for one batch, a teacher or a benchmark does not fit, the loss is not
@@ -149,6 +159,8 @@ def run_training(
         ]
         if listener is not None and rank == 0:
             hooks.append(ProgressHook(listener))
+        if go_on is not None:
+            hooks.append(StopHook(recipe.evaluation.every, go_on))
         train(
             engine,
             loader,
@@ -176,6 +188,8 @@ def run_training(
         wait_for_all()
         finished = True
         return result
+    except Stopped:
+        return None
     finally:
         tracker.close(final=finished)
 

@@ -236,3 +236,23 @@ def test_states_reset_at_documents_are_those_of_documents_alone(dataset: Prepare
     run_training(recipe(training={**recipe().training.model_dump(), **once}), dataset, tmp_path / "never")
     never = next(line for line in lines(tmp_path / "never") if "train/loss" in line)
     assert never["train/loss"] != pytest.approx(logged["train/loss"], rel=1e-6)
+
+
+def test_a_run_that_is_told_to_stop_ends_after_that_evaluation_and_can_go_on(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    chosen = recipe(evaluation={"every": "2 steps"})
+    run_training(chosen, dataset, tmp_path / "whole")
+    answers = iter([True, False])
+    assert run_training(chosen, dataset, tmp_path / "stopped", go_on=lambda: next(answers)) is None
+    evaluated = [line["step"] for line in lines(tmp_path / "stopped") if "dev/bits_per_byte" in line]
+    assert evaluated == [2, 4] and next(answers, None) is None
+    assert not (tmp_path / "stopped" / "result.json").exists()
+
+    def never() -> bool:
+        raise AssertionError("asked after the last evaluation")
+
+    # From the checkpoint of step 3; it asks after steps 4 and not after 6, the last.
+    answers = iter([True])
+    assert run_training(chosen, dataset, tmp_path / "stopped", go_on=lambda: next(answers, None) or never())
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")

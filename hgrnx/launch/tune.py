@@ -1,0 +1,507 @@
+"""`hgrnx tune`: what is missing first (text, teacher), then the search, then what it found."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from hgrnx.config import AnyRecipe, DistillRecipe, Recipe, flatten, run_name, to_yaml
+from hgrnx.config.spaces import SearchPlan, space_yaml
+from hgrnx.console import make_console
+from hgrnx.data.benchmarks import read_minimal_pairs
+from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.loader import TrainLoader
+from hgrnx.data.progress import prepare_with_progress
+from hgrnx.data.run_ledger import LEDGER
+from hgrnx.errors import UserError
+from hgrnx.launch.capacity import trials_at_once
+from hgrnx.launch.cluster import check_resources, connected
+from hgrnx.launch.jobs import check_writable, job_stages, run_stage
+from hgrnx.launch.ray_tune import END, Halving, TrialJob, run_trials
+from hgrnx.launch.search_display import shown_search
+from hgrnx.launch.search_request import RECIPE, SPACE
+from hgrnx.launch.tracked import JobTracking
+from hgrnx.paths import Places
+from hgrnx.report.search_plots import plot_against, plot_parallel
+from hgrnx.report.search_tables import print_findings, search_markdown, trial_rows
+from hgrnx.runs import read_json
+from hgrnx.search.findings import (
+    Cost,
+    best_trial,
+    common_reason,
+    comparable_scores,
+    importances,
+    measure_cost,
+    pareto_front,
+)
+from hgrnx.search.propose import propose
+from hgrnx.search.trials import Trial, TrialRecord, unusable
+from hgrnx.training.ledger import check_plan, plan_ledger
+from hgrnx.training.run import write_json
+
+_ALL_FAIL = 5
+"""So many trials failing from the start end a search: the rest would fail as well."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Where the pieces of a finished search are."""
+
+    folder: Path
+    """Record, table, plots, ``best.yaml``."""
+    best: Trial
+
+
+def run_search(
+    plan: SearchPlan, places: Places, *, fresh: bool = False, console: Console | None = None
+) -> SearchResult:
+    """Do all that ``plan`` asks for; called again, it goes on where it ended or was killed.
+
+    Args:
+        fresh: forget the trials of an earlier search of exactly this plan, and their runs.
+
+    Raises:
+        UserError: anything the user has to put right; all trials failed.
+    """
+    console = console or make_console()
+    recipe, space = plan.recipe, plan.space
+    console.print(
+        f"[bold]{recipe.name}[/bold], search\n  runs    {places.runs}\n  data    {places.data}\n"
+        f"  MLflow  {places.mlflow_uri}",
+        highlight=False,
+    )
+    for sentence in plan.left_out:
+        console.print(f"not searched: {sentence}", highlight=False)
+    check_writable(places)
+    if recipe.evaluation.minimal_pairs is not None:
+        read_minimal_pairs(Path(recipe.evaluation.minimal_pairs))
+    dataset = prepare_with_progress(recipe.data, places, console)
+    folder = places.run_dir(f"{recipe.name}-search-{_digest(plan, dataset)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder), connected(places, dashboard=True):
+        tracking = JobTracking(places)
+        if fresh:
+            _forget(folder, places)
+        (folder / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
+        (folder / SPACE).write_text(space_yaml(space), encoding="utf-8")
+        search = Search(plan, dataset, places, folder, tracking, console)
+        return search.run()
+
+
+class Search:
+    """One search: the source of trials for :func:`~hgrnx.launch.ray_tune.run_trials`, and their judge."""
+
+    def __init__(
+        self,
+        plan: SearchPlan,
+        dataset: PreparedDataset,
+        places: Places,
+        folder: Path,
+        tracking: JobTracking,
+        console: Console,
+    ) -> None:
+        self.plan, self.dataset, self.places, self.folder = plan, dataset, places, folder
+        self.tracking, self.console = tracking, console
+        self.base: AnyRecipe = plan.recipe
+        self.record = TrialRecord(folder / "trials")
+        self.facts = _Facts(folder / "search.json")
+        self.to_continue = self.record.with_status("running")
+        self.begun: dict[str, tuple[Trial, float, float]] = {}  # run: trial, when it began, seconds before that
+        self.mlflow_runs: dict[str, str] = {}
+        self.recipes: dict[str, Recipe] = {}
+        self.memory_mb: float | None = None
+        self.resources: dict[str, float] = {}
+        self.problem: str | None = None
+        self.parent = ""
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of the objectives."""
+        return [objective.metric for objective in self.plan.space.objectives]
+
+    def run(self) -> SearchResult:
+        """Teacher, trials, findings."""
+        check_resources(self.base.launch)
+        self.resources = dict(ray.cluster_resources())
+        self.parent = self.tracking.start(self.folder, self.folder.name, flatten(self.plan.recipe), self.dataset)
+        finished = False
+        try:
+            self._prepare_teacher()
+            self._announce()
+            past = self.record.with_status("finished", "stopped")
+            try:
+                with self.facts.clock("hours"), self._shown():
+                    run_trials(self, self._halving(), past, self.folder / "ray")
+            finally:
+                self._note_seconds()
+            result = self._conclude()
+            finished = True
+            return result
+        finally:
+            self.tracking.finish(self.parent, finished)
+
+    # What Tune asks and tells.
+
+    def next_job(self) -> Any:
+        """The next trial to run; None when the machine is full, END when the search is over."""
+        if self.problem is not None:
+            return END
+        if len(self.begun) >= trials_at_once(self.base.launch, self.resources, self.memory_mb):
+            return None
+        while self.to_continue:
+            job = self._begin(self.to_continue.pop(0), continued=True)
+            if job is not None:
+                return job
+        while not self._budget_spent():
+            parameters = propose(self.plan, self.record.trials)
+            if parameters is None:
+                return END
+            try:
+                run = run_name(self._single(self.plan_recipe(parameters)), self.dataset.hash)
+                problem = None
+            except UserError as error:
+                run, problem = f"trial-{len(self.record)}", str(error)
+            twin = next((trial for trial in self.record if trial.run == run), None)
+            trial = self.record.add(run, parameters)
+            if problem is None and twin is not None:
+                problem = f"the same recipe as trial {twin.number}"
+            if problem is not None:
+                self._end(trial, "failed", problem)
+                continue
+            job = self._begin(trial)
+            if job is not None:
+                return job
+        return END
+
+    def on_scores(self, run: str, record: dict[str, float]) -> None:
+        """Note an evaluation of a running trial."""
+        trial, began, before = self.begun[run]
+        memory = record.get("memory_mb")
+        if memory is not None:
+            trial.memory_mb = max(memory, trial.memory_mb or 0.0)
+            self.memory_mb = max(memory, self.memory_mb or 0.0)
+        trial.add_point({key: value for key, value in record.items() if key not in {"step", "memory_mb"}})
+        trial.seconds = before + time.monotonic() - began
+        self.record.save(trial)
+        self.facts.tick("hours")
+
+    def on_end(self, run: str, outcome: str, reason: str | None) -> None:
+        """Note how a trial ended."""
+        trial, began, before = self.begun.pop(run)
+        trial.seconds = before + time.monotonic() - began
+        run_dir = self.places.run_dir(run)
+        if outcome == "finished":
+            outcome, reason = self._finish(trial, run_dir)
+        if outcome == "stopped":
+            reason = f"behind the others after {trial.words:,} words"
+        mlflow_run = self.mlflow_runs.get(run)
+        if mlflow_run is not None and outcome == "finished":
+            self.tracking.finish_training(mlflow_run, run_dir, True)
+        elif mlflow_run is not None:
+            self.tracking.finish_early(mlflow_run, run_dir, outcome == "stopped", reason or "")
+        self._end(trial, outcome, reason)
+
+    # The parts.
+
+    def plan_recipe(self, parameters: dict[str, Any]) -> AnyRecipe:
+        """The whole recipe of a trial, which can be run as it is: its teacher is named in it."""
+        return SearchPlan(self.base, self.plan.space, ()).trial_recipe(parameters)
+
+    def _single(self, recipe: AnyRecipe) -> Recipe:
+        if isinstance(recipe, Recipe):
+            return recipe
+        return recipe.student_recipe(recipe.distill.teachers)
+
+    def _prepare_teacher(self) -> None:
+        """Train the recipe's teacher once, and name it in the recipe that all trials start from."""
+        stages = job_stages(self.plan.recipe, self.dataset, self.places.runs)
+        if "teacher" not in stages:
+            # Named as the stages name them, so that a trial is the same run as that of a job with its recipe.
+            stage = stages.get("student") or next(iter(stages.values()))
+            if self.base.distill is not None and stage.distill is not None:
+                distill = self.base.distill.model_copy(update={"teachers": stage.distill.teachers})
+                self.base = self.base.model_copy(update={"distill": distill})
+            return
+        assert isinstance(self.base, DistillRecipe)
+        recipe = stages["teacher"]
+        name = run_name(recipe, self.dataset.hash)
+        run_dir = self.places.run_dir(name)
+        ledger = plan_ledger(recipe, self.dataset, name, self.places.runs)
+        for warning in check_plan(recipe, ledger):
+            self.console.print(f"Warning: teacher: {warning}", highlight=False)
+        with self.facts.clock("teacher_seconds"):
+            trained = run_stage(
+                "teacher", recipe, run_dir, ledger, self.dataset, self.places, self.tracking, self.parent, self.console
+            )
+        if not trained:
+            self.console.print(f"teacher: finished before ({name})", highlight=False)
+            self.tracking.link(self.parent, "teacher", run_dir)
+        # By another job, or partly before a kill: at least what its steps took.
+        seconds = read_json(run_dir / "result.json")["seconds"]
+        self.facts.set("teacher_seconds", max(seconds, self.facts.elapsed("teacher_seconds")))
+        distill = self.base.distill.model_copy(update={"teachers": (name,)})
+        self.base = self.base.model_copy(update={"teacher": None, "distill": distill})
+
+    def _announce(self) -> None:
+        known = self.record.counts()
+        if len(self.record):
+            self.console.print(
+                f"Going on: {known['finished']} trials finished, {known['stopped']} stopped early, "
+                f"{known['failed']} failed, {known['running']} to be continued",
+                highlight=False,
+            )
+
+    def _halving(self) -> Halving | None:
+        space = self.plan.space
+        if space.scheduler == "none":
+            return None
+        words = self._trial_words()
+        objective = space.objectives[0]
+        return Halving(objective.metric, objective.mode, self._grace_words(), words, space.reduction_factor)
+
+    def _trial_words(self) -> int:
+        """Words of a trial with the recipe's own batch size; another one changes them by less than a batch."""
+        training = self.base.training
+        loader = TrainLoader(self.dataset, training.seq_len, training.batch_size, self.base.seed)
+        return loader.words_seen(loader.steps_for(training.duration))
+
+    def _grace_words(self) -> int:
+        return max(1, int(self._trial_words() * self.plan.space.grace_period))
+
+    def _begin(self, trial: Trial, continued: bool = False) -> TrialJob | None:
+        """Start a trial, or go on with it; None where that needs no run, or can't be."""
+        run_dir = self.places.run_dir(trial.run)
+        if (run_dir / "result.json").is_file():
+            outcome, reason = self._finish(trial, run_dir)
+            if continued:  # the search was killed just before it took note
+                run = self._start_mlflow(trial, run_dir, {})
+                if run is not None:
+                    self.tracking.finish_training(run, run_dir, True)
+            else:
+                trial.reused = True
+                self.tracking.link(self.parent, f"trial-{trial.number}", run_dir)
+            self._end(trial, outcome, reason)
+            return None
+        try:
+            recipe = self._single(self.plan_recipe(trial.parameters))
+            ledger = plan_ledger(recipe, self.dataset, trial.run, self.places.runs)
+            check_plan(recipe, ledger)
+        except UserError as error:
+            self._end(trial, "failed", str(error))
+            return None
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / LEDGER, ledger.as_dict())
+        if self.plan.space.scheduler == "asha":
+            evaluation = recipe.evaluation.model_copy(update={"every": f"{self._grace_words()} words"})
+            recipe = recipe.model_copy(update={"evaluation": evaluation})
+        training = recipe.training.model_copy(update={"keep_checkpoints": 1})
+        recipe = recipe.model_copy(update={"training": training})
+        mlflow_run = self._start_mlflow(trial, run_dir, flatten(recipe))
+        self.begun[trial.run] = (trial, time.monotonic(), trial.seconds)
+        return TrialJob(
+            trial.number,
+            trial.run,
+            self.metrics[0],
+            recipe.model_dump(mode="json"),
+            run_dir,
+            self.dataset.dir,
+            self.places,
+            mlflow_run,
+        )
+
+    def _start_mlflow(self, trial: Trial, run_dir: Path, params: dict[str, Any]) -> str | None:
+        try:
+            run = self.tracking.start(run_dir, run_dir.name, params, self.dataset, parent=self.parent)
+        except UserError as error:  # it answered when the search began; the search does not end with it
+            self.console.print(f"Warning: MLflow does not have trial {trial.number}: {error}", markup=False)
+            return None
+        self.mlflow_runs[trial.run] = run
+        return run
+
+    def _finish(self, trial: Trial, run_dir: Path) -> tuple[str, str | None]:
+        """Read a finished run's values; a run that can't be judged has failed."""
+        result = read_json(run_dir / "result.json")
+        trial.seconds = max(trial.seconds, result["seconds"])  # a kill may have cut off what was noted
+        trial.values = {
+            **read_json(run_dir / "eval" / "final.json")["metrics"],
+            "seconds": result["seconds"],
+            "parameters": result["parameters"]["total"],
+            "words": result["words"],
+        }
+        reason = unusable(trial, self.metrics)
+        return ("finished", None) if reason is None else ("failed", reason)
+
+    def _end(self, trial: Trial, outcome: Any, reason: str | None) -> None:
+        trial.status, trial.reason = outcome, reason
+        self.record.save(trial)
+        if not self.console.is_terminal:
+            score = trial.score(self.metrics[0])
+            shown = f" {self.metrics[0]} {score:.4f}" if score is not None else ""
+            self.console.print(
+                f"trial {trial.number}: {outcome}{shown} after {trial.words:,} words, {trial.seconds:.0f} s"
+                + (f" ({reason})" if reason else ""),
+                highlight=False,
+                markup=False,
+            )
+        ended = self.record.with_status("finished", "stopped", "failed")
+        failed = self.record.with_status("failed")
+        if len(failed) == len(ended) >= min(_ALL_FAIL, self.plan.space.budget.trials or _ALL_FAIL) and not self.begun:
+            self.problem = common_reason(failed)
+
+    def _budget_spent(self) -> bool:
+        budget = self.plan.space.budget
+        return (
+            (budget.trials is not None and len(self.record) >= budget.trials)
+            or (budget.hours is not None and self.facts.elapsed("hours") >= 3600 * budget.hours)
+            or (budget.words is not None and sum(trial.words for trial in self.record) >= budget.words)
+        )
+
+    def _state(self) -> str:
+        """What is left of the budget, for the table."""
+        budget = self.plan.space.budget
+        parts = []
+        if budget.trials is not None:
+            parts.append(f"{len(self.record)} of {budget.trials} trials begun")
+        if budget.hours is not None:
+            left = max(0.0, 60 * budget.hours - self.facts.elapsed("hours") / 60)
+            parts.append(f"{left:.0f} of {60 * budget.hours:.0f} minutes left")
+        if budget.words is not None:
+            parts.append(f"{sum(trial.words for trial in self.record) / 1e6:.2f} of {budget.words / 1e6:.2f}M words")
+        return ", ".join(parts)
+
+    def _shown(self) -> AbstractContextManager[None]:
+        return shown_search(lambda: list(self.record), self.plan.space, self._state, self.places.runs, self.console)
+
+    def _note_seconds(self) -> None:
+        """Of trials that a stop of the search has cut off."""
+        for trial, began, before in self.begun.values():
+            trial.seconds = before + time.monotonic() - began
+            self.record.save(trial)
+
+    def _conclude(self) -> SearchResult:
+        """Tables, plots, ``best.yaml``, MLflow. Raises :class:`UserError` where no trial has finished."""
+        space, objective = self.plan.space, self.plan.space.objectives[0]
+        trials = list(self.record)
+        best = best_trial(trials, objective)
+        if self.problem is not None or best is None:
+            failed = self.record.with_status("failed")
+            reason = self.problem or (common_reason(failed) if failed else "The budget was too small.")
+            raise UserError(
+                f"The search found nothing: no trial reached its end. {reason}\nIts records are in "
+                f"{self.record.folder}; --fresh starts over once the reason is gone."
+            )
+        (self.folder / "best.yaml").write_text(to_yaml(self.plan_recipe(best.parameters)), encoding="utf-8")
+        front = pareto_front(trials, space.objectives) if len(space.objectives) > 1 else []
+        shares = importances(self.plan, trials)
+        cost = self._cost(trials)
+        early = comparable_scores(trials, objective)
+        rows = trial_rows(trials, space, {trial.number for trial in front})
+        plot_parallel(trials, space, self.folder / "parallel.png")
+        for key in space.parameters:
+            name = key.rsplit(".", 1)[-1]
+            plot_against(key, trials, space, early, self.folder / f"{name}.png")
+        summary = search_markdown(rows, space, shares, early, cost.sentence())
+        (self.folder / "summary.md").write_text(summary, encoding="utf-8")
+        figures = {f"best/{metric}": best.values[metric] for metric in self.metrics}
+        figures |= {f"trials/{status}": float(count) for status, count in self.record.counts().items()}
+        figures |= {f"importance/{key}": share for key, share in shares.items()}
+        figures |= {"cost/seconds": cost.spent, **({"cost/share": cost.share} if cost.share is not None else {})}
+        self.tracking.log_search(self.parent, self.folder, rows, figures)
+        print_findings(rows, space, shares, early, self.console)
+        job = "train" if isinstance(self.base, Recipe) else "distill"
+        self.console.print(
+            f"\n{cost.sentence()}\n\nBest recipe       {self.folder / 'best.yaml'}\n"
+            f"Run it            hgrnx {job} {self.folder / 'best.yaml'}      (finished before: --fresh runs it again)\n"
+            f"Table and plots   {self.folder}\n"
+            f"All trials        hgrnx ui      (MLflow run '{self.folder.name}')",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return SearchResult(self.folder, best)
+
+    def _cost(self, trials: list[Trial]) -> Cost:
+        words = int(0.98 * self._trial_words())  # another batch size ends a little earlier
+        return measure_cost(trials, words, self.facts.get("teacher_seconds") or 0.0, 0.0, live_teacher=True)
+
+
+_LOCK = "lock"
+
+
+def _forget(folder: Path, places: Places) -> None:
+    """Remove what a search left: its trials' runs, but not those that it had found finished, and its own files."""
+    with suppress(UserError):  # a damaged record is one of the reasons to start over
+        for trial in TrialRecord(folder / "trials"):
+            if not trial.reused:
+                shutil.rmtree(places.run_dir(trial.run), ignore_errors=True)
+    for old in list(folder.iterdir()):
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.name != _LOCK:
+            old.unlink()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a second process in the same search; the system frees the lock of one that was killed."""
+    with (folder / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"This search is running already ({folder}). Wait for it, or stop it first.") from None
+        yield
+
+
+class _Facts:
+    """What a search remembers of itself besides its trials, in one JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.began: dict[str, float] = {}
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        self.values[key] = value
+        write_json(self.path, self.values)
+
+    def tick(self, key: str) -> None:
+        """Keep the seconds of ``key`` so far, in case the process is killed."""
+        self.set(key, self.elapsed(key))
+        self.began[key] = time.monotonic()
+
+    @contextmanager
+    def clock(self, key: str) -> Iterator[None]:
+        """Adds the seconds of the block to ``key``."""
+        self.began[key] = time.monotonic()
+        try:
+            yield
+        finally:
+            self.set(key, self.elapsed(key))
+            del self.began[key]
+
+    def elapsed(self, key: str) -> float:
+        """Seconds of ``key`` so far."""
+        now = time.monotonic() - self.began[key] if key in self.began else 0.0
+        return float(self.values.get(key) or 0.0) + now
+
+
+def _digest(plan: SearchPlan, dataset: PreparedDataset) -> str:
+    """What makes a search the same one: all but its budget, and where it is computed."""
+    recipe = plan.recipe.model_dump(mode="json", exclude={"launch"})
+    space = plan.space.model_dump(mode="json", exclude={"budget", "fixed", "recipe", "words"})
+    del recipe["data"]["source"], recipe["data"]["tokenizer"]
+    content = json.dumps([recipe, space, dataset.hash], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]

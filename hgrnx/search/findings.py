@@ -1,0 +1,176 @@
+"""What came out of a search: the best trial, the Pareto front, which parameters mattered, and what it cost."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hgrnx.config.spaces import Objective, SearchPlan
+from hgrnx.search.propose import distribution
+from hgrnx.search.trials import Trial
+
+_FEWEST = 4
+
+
+def best_trial(trials: Sequence[Trial], objective: Objective) -> Trial | None:
+    """The finished trial with the best final value, the earliest of equals; None when none has finished."""
+    best: Trial | None = None
+    for trial in trials:
+        if trial.status == "finished" and (
+            best is None or objective.better(trial.values[objective.metric], best.values[objective.metric])
+        ):
+            best = trial
+    return best
+
+
+def pareto_front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """The finished trials that no other one equals or beats in all objectives while it beats it in one."""
+
+    def beats(one: Trial, other: Trial) -> bool:
+        pairs = [(o, one.values[o.metric], other.values[o.metric]) for o in objectives]
+        return not any(o.better(theirs, mine) for o, mine, theirs in pairs) and any(
+            o.better(mine, theirs) for o, mine, theirs in pairs
+        )
+
+    finished = [trial for trial in trials if trial.status == "finished"]
+    return [trial for trial in finished if not any(beats(other, trial) for other in finished)]
+
+
+def common_reason(trials: Sequence[Trial]) -> str:
+    """The most frequent reason of failed trials, and how many had it."""
+    ((reason, count),) = Counter(trial.reason or "unknown" for trial in trials).most_common(1)
+    return f"{count} of {len(trials)}: {reason}"
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """Scores of trials after as many words, so that those that were stopped early take part."""
+
+    words: int
+    """Words after which they are taken; the score of a trial is of its first evaluation from there on."""
+    scores: dict[int, float]
+    """By number of the trial."""
+
+
+def comparable_scores(trials: Sequence[Trial], objective: Objective) -> Comparable | None:
+    """The scores after the first evaluation, which every trial that counts has; None with fewer than two trials."""
+    firsts = {
+        trial.number: point
+        for trial in trials
+        if trial.status in ("finished", "stopped")
+        for point in [next((point for point in trial.points if objective.metric in point), None)]
+        if point is not None
+    }
+    if len(firsts) < 2:
+        return None
+    words = max(int(point["words"]) for point in firsts.values())
+    return Comparable(words, {number: point[objective.metric] for number, point in firsts.items()})
+
+
+def importances(plan: SearchPlan, trials: Sequence[Trial]) -> dict[str, float]:
+    """Share of the scores' variance that each parameter explains (fANOVA: Hutter et al., 2014), largest first.
+
+    Over the final scores where every trial finished, else over those after the first evaluation. A parameter that
+    only some trials have is judged among those; parameters that never differed are left out.
+    """
+    import optuna
+
+    objective = plan.space.objectives[0]
+    done = [trial for trial in trials if trial.status in ("finished", "stopped")]
+    if all(trial.status == "finished" for trial in done):
+        scores = {trial.number: trial.values[objective.metric] for trial in done}
+    else:
+        found = comparable_scores(done, objective)
+        scores = found.scores if found is not None else {}
+    judged = [trial for trial in done if trial.number in scores]
+    result: dict[str, float] = {}
+    for key in plan.space.parameters:
+        having = [trial for trial in judged if key in trial.parameters]
+        if len(having) < _FEWEST or len({trial.parameters[key] for trial in having}) < 2:
+            continue
+        shared = [other for other in plan.space.parameters if all(other in trial.parameters for trial in having)]
+        study = optuna.create_study(direction="minimize" if objective.mode == "min" else "maximize")
+        for trial in having:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    value=scores[trial.number],
+                    params={other: trial.parameters[other] for other in shared},
+                    distributions={other: distribution(plan.space.parameters[other]) for other in shared},
+                )
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that constant columns explain nothing
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            result[key] = float(optuna.importance.get_param_importances(study, evaluator=evaluator)[key])
+    return dict(sorted(result.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Wall-clock seconds of a search against as many full trainings."""
+
+    trials: int
+    """Trials that gave a score here, finished or stopped early; what the others took is counted all the same."""
+    trial_seconds: float
+    """Of all trials together, those that run at once counted one by one."""
+    teacher_seconds: float
+    """Of training the teacher."""
+    signal_seconds: float
+    """Of storing the teacher's signal; 0 where the teacher runs beside the student."""
+    full_seconds: float | None
+    """Of one full training with the teacher beside the student; None where none was measured."""
+    measured_on: str = ""
+    """How ``full_seconds`` was measured."""
+
+    @property
+    def spent(self) -> float:
+        """Everything the search took."""
+        return self.trial_seconds + self.teacher_seconds + self.signal_seconds
+
+    @property
+    def share(self) -> float | None:
+        """Of the time of as many full trainings, without a teacher's; None where nothing was measured."""
+        if not self.full_seconds or not self.trials:
+            return None
+        return self.spent / (self.trials * self.full_seconds)
+
+    def sentence(self) -> str:
+        """For the person."""
+        parts = f"{self.trials} trials {_minutes(self.trial_seconds)}, teacher {_minutes(self.teacher_seconds)}"
+        if self.signal_seconds:
+            parts += f", its stored signal {_minutes(self.signal_seconds)}"
+        if self.share is None or self.full_seconds is None:
+            return f"Cost: {_minutes(self.spent)} ({parts}); no full training was measured to compare it with."
+        return (
+            f"Cost: {_minutes(self.spent)} ({parts}), {100 * self.share:.0f}% of {self.trials} full distillations with "
+            f"a live teacher ({self.trials} x {_minutes(self.full_seconds)}, {self.measured_on})."
+        )
+
+
+def measure_cost(
+    trials: Sequence[Trial], full_words: int, teacher_seconds: float, signal_seconds: float, live_teacher: bool
+) -> Cost:
+    """The cost of a search from its trials.
+
+    Args:
+        full_words: words of a full training.
+        live_teacher: trials ran the teacher themselves, so that one of them, run to the end, is a full training.
+    """
+    counted = [trial for trial in trials if trial.status != "running" and not trial.reused]
+    whole = [trial for trial in counted if trial.status == "finished" and trial.words >= full_words]
+    full = sum(trial.seconds for trial in whole) / len(whole) if whole and live_teacher else None
+    numbers = ", ".join(str(trial.number) for trial in whole)
+    return Cost(
+        sum(trial.status != "failed" for trial in counted),
+        sum(trial.seconds for trial in counted),
+        teacher_seconds,
+        signal_seconds,
+        full,
+        f"the mean of trial {numbers}" if len(whole) == 1 else f"the mean of trials {numbers}",
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
