@@ -1,9 +1,10 @@
 """Known vulnerabilities in the versions of constraints.txt, asked of OSV (https://osv.dev) in one request.
 
-Exit 1 when there is one that pyproject.toml does not excuse (``[tool.audit] ignore``: id = "why it does not matter").
+Exit 1 when there is one that pyproject.toml does not excuse (``[tool.audit] ignore``: id = "why it does not matter"),
+but 0 with ``--warn``: a vulnerability that became known today must not break the tests of an old checkout.
 Where the service can't be reached that is said, and nothing fails: a build must not depend on it.
 
-    python .ci/audit.py [URL]
+    python .ci/audit.py [--warn] [URL]
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def ask(versions: dict[str, str], service: str) -> dict[str, list[str]]:
     return {name: ids for name, ids in found.items() if ids}
 
 
-def main(service: str) -> int:
+def main(service: str, warn: bool = False) -> int:
     versions = pinned((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     excused = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")).get("tool", {}).get("audit", {})
     ignored: dict[str, str] = excused.get("ignore", {})
@@ -60,10 +61,11 @@ def main(service: str) -> int:
     if bad:
         print("audit: take fixed versions into constraints.txt, or say in pyproject.toml why one does not matter:")
         print('audit:   [tool.audit] ignore = {"ID" = "why"}')
-        return 1
+        return 0 if warn else 1
     print(f"audit: no known vulnerability in {len(versions)} packages.")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else SERVICE))
+    services = [argument for argument in sys.argv[1:] if argument != "--warn"]
+    sys.exit(main(services[0] if services else SERVICE, "--warn" in sys.argv))

@@ -61,6 +61,7 @@ def known(*ids: str) -> Callable[[dict[str, Any]], bytes]:
 def test_a_vulnerability_fails_and_is_named(audit: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with service(known("GHSA-1", "PYSEC-2")) as url:
         assert audit.main(url) == 1
+        assert audit.main(url, warn=True) == 0
     printed = capsys.readouterr().out
     assert "bad 2.0.1: https://osv.dev/GHSA-1\n" in printed and "good" not in printed
 
