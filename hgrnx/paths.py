@@ -18,11 +18,13 @@ from hgrnx.errors import UserError
 
 @dataclass(frozen=True)
 class Places:
-    """Absolute places of one installation: ``runs`` and ``data`` are folders, ``mlflow_uri`` a tracking URI."""
+    """Absolute places of one installation: all are folders but ``mlflow_uri``, a tracking URI."""
 
     home: Path
     runs: Path
     data: Path
+    signals: Path
+    """What teachers say about the training text, stored."""
     mlflow_uri: str
 
     def run_dir(self, name: str) -> Path:
@@ -35,12 +37,13 @@ class Places:
             "HGRNX_HOME": str(self.home),
             "HGRNX_RUNS": str(self.runs),
             "HGRNX_DATA": str(self.data),
+            "HGRNX_SIGNALS": str(self.signals),
             "MLFLOW_TRACKING_URI": self.mlflow_uri,
         }
 
 
 def resolve_places(home: str | os.PathLike[str] | None = None) -> Places:
-    """Read ``home`` (or ``$HGRNX_HOME``), ``$HGRNX_RUNS``, ``$HGRNX_DATA``, ``$MLFLOW_TRACKING_URI``.
+    """Read ``home`` (or ``$HGRNX_HOME``), ``$HGRNX_{RUNS,DATA,SIGNALS}``, ``$MLFLOW_TRACKING_URI``.
 
     Raises:
         UserError: a place is relative, or lies inside Ray's temporary folders, where it would be deleted.
@@ -50,8 +53,9 @@ def resolve_places(home: str | os.PathLike[str] | None = None) -> Places:
     env = {} if home else os.environ
     runs = _absolute("HGRNX_RUNS", env.get("HGRNX_RUNS") or str(base / "runs"))
     data = _absolute("HGRNX_DATA", env.get("HGRNX_DATA") or str(base / "data"))
+    signals = _absolute("HGRNX_SIGNALS", env.get("HGRNX_SIGNALS") or str(base / "signals"))
     mlflow_uri = env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{base / 'mlflow.db'}"
-    return Places(home=base, runs=runs, data=data, mlflow_uri=mlflow_uri)
+    return Places(home=base, runs=runs, data=data, signals=signals, mlflow_uri=mlflow_uri)
 
 
 def _absolute(name: str, value: str) -> Path:

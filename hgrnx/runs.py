@@ -18,7 +18,7 @@ from hgrnx.models import LanguageModel, empty_model
 from hgrnx.models.folders import assign_weights, load_folder
 from hgrnx.paths import Places
 from hgrnx.training.checkpoint import is_checkpoint, load_weights
-from hgrnx.training.run import last_weights
+from hgrnx.training.weights import last_weights
 
 
 @dataclass(frozen=True)

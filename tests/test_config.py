@@ -125,6 +125,17 @@ def test_a_model_without_architecture_is_an_hgrn2(tmp_path: Path) -> None:
     assert isinstance(other, DistillRecipe) and other.student == TransformerConfig()
 
 
+def test_runs_from_before_a_key_keep_their_names() -> None:
+    """They would not be found any more, and trained again."""
+    demo = load_recipe("demo")
+    assert isinstance(demo, DistillRecipe)
+    assert run_name(demo.student_recipe(["t"]), "h") == "demo-student-4f51e16d"
+    assert run_name(demo.twin_recipe(), "h") == "demo-twin-7a51a1ac"
+    stored = load_recipe("demo", ["distill.top_k=32"])
+    assert isinstance(stored, DistillRecipe)
+    assert run_name(stored.student_recipe(["t"]), "h") != run_name(demo.student_recipe(["t"]), "h")
+
+
 def test_missing_recipe_names_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'demo'"):
         load_recipe("demmo")

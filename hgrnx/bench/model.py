@@ -53,10 +53,10 @@ def training_case(
     launch = LaunchConfig(engine="torch", use_gpu=device.type == "cuda")
     model = build_model(config, vocab_size)
     engine = build_engine(ObjectiveModule(model, objective or NextToken()), training, launch)
-    inputs_BT, targets_BT = _tokens(batch, time, vocab_size, device)
+    inputs_BT, targets_BT = random_tokens(batch, time, vocab_size, device)
 
     def step() -> None:
-        output = engine.forward(inputs_BT, targets_BT)
+        output = engine.forward(inputs_BT, targets_BT, None, range(batch))
         engine.backward(output.loss_sum, inputs_BT.numel(), last_micro=True)
         engine.step(1e-4)
 
@@ -70,7 +70,7 @@ def peer_case(
     """The same step, with somebody else's model: fused AdamW and clipping as ours."""
     model = peer.model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    inputs_BT, targets_BT = _tokens(batch, time, vocab_size, device)
+    inputs_BT, targets_BT = random_tokens(batch, time, vocab_size, device)
     bf16 = precision == "bf16"
 
     def step() -> None:
@@ -100,7 +100,8 @@ def model_cases(
     return cases
 
 
-def _tokens(batch: int, time: int, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def random_tokens(batch: int, time: int, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(0, vocab_size, (batch, time + 1), generator=generator).to(device)
     return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()

@@ -79,10 +79,11 @@ class Bench:
         return self._steps("model", f"{batch_size} x {seq_len} tokens", cases)
 
     def distill(self, batch_size: int, seq_len: int, precision: str) -> Path:
-        """A distillation step beside a plain one and naive ones."""
+        """A distillation step beside a plain one, one with a stored teacher and naive ones."""
         _checked([precision])
-        cases = distill_cases(batch_size, seq_len, self.device, precision)
-        return self._steps("distill", f"{batch_size} x {seq_len} tokens", cases)
+        with tempfile.TemporaryDirectory() as folder:
+            cases = distill_cases(batch_size, seq_len, self.device, precision, Path(folder))
+            return self._steps("distill", f"{batch_size} x {seq_len} tokens", cases)
 
     def data(self, source: Path, track: str, seq_len: int) -> Path:
         """Preparing the text of ``source`` beside ``datasets.map``, and the loader."""

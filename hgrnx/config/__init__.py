@@ -19,6 +19,7 @@ from hgrnx.config.models import (
 )
 from hgrnx.config.recipes import AnyRecipe, DistillRecipe, Recipe, flatten, run_name, to_yaml
 from hgrnx.config.sections import (
+    SIGNAL_TEMPERATURES,
     CleaningConfig,
     DataConfig,
     DecontaminationConfig,
@@ -31,6 +32,7 @@ from hgrnx.config.sections import (
 
 __all__ = [
     "ARCHITECTURES",
+    "SIGNAL_TEMPERATURES",
     "AnyRecipe",
     "CleaningConfig",
     "DataConfig",

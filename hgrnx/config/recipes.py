@@ -66,6 +66,8 @@ class Recipe(_CommonRecipe):
             del data["cleaning"]["decontaminate"]["benchmarks"]
         for key in ("checkpoint_every", "keep_checkpoints", "word_milestones", "log_every"):
             del content["training"][key]
+        if content["distill"] is not None and content["distill"]["top_k"] is None:
+            del content["distill"]["top_k"]  # names of runs from before this key stay what they were
         return content
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hgrnx.config.durations import Duration
 
@@ -144,6 +144,10 @@ class LaunchConfig(Section):
     """Seconds after which a worker that does not answer counts as lost."""
 
 
+SIGNAL_TEMPERATURES = (0.5, 0.6, 0.75, 1.0, 1.5, 2.0, 3.0, 6.0)
+"""Where a stored signal of a teacher knows its log-sum-exp; at others, above the lowest, it is interpolated."""
+
+
 class DistillConfig(Section):
     """The loss is (1 - weight) CE + weight T^2 KL(teacher || student), both softened by the temperature T."""
 
@@ -153,3 +157,22 @@ class DistillConfig(Section):
     """Softens teacher and student; the KL is scaled by its square (Hinton et al., arXiv 1503.02531)."""
     teachers: tuple[str, ...] = ()
     """Names of runs or Hugging Face folders to learn from. When empty, the job trains its own teacher first."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Learn from the teacher's k likeliest tokens and what lies beyond them as one, stored once before the training,
+    instead of running the teacher at every step."""
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> DistillConfig:
+        if self.top_k is None:
+            return self
+        if len(self.teachers) > 1:
+            raise ValueError(
+                f"distill.top_k={self.top_k} stores the signal of one teacher, and distill.teachers names "
+                f"{len(self.teachers)}: leave top_k out, so that they run beside the student, or name one"
+            )
+        if self.temperature < SIGNAL_TEMPERATURES[0]:
+            raise ValueError(
+                f"distill.temperature={self.temperature:g} is below {SIGNAL_TEMPERATURES[0]:g}, the lowest at which a "
+                "stored signal (distill.top_k) is known: raise it, or leave top_k out"
+            )
+        return self

@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hgrnx.errors import UserError
 
@@ -20,17 +22,17 @@ WORK = "work"
 
 
 @contextmanager
-def exclusive(final: Path) -> Iterator[None]:
-    """Let one process at a time work on ``final``; others wait.
+def exclusive(final: Path, variable: str = "HGRNX_DATA") -> Iterator[None]:
+    """Let one process at a time work on ``final``; others wait. ``variable`` can move the folder around it.
 
     Raises:
         UserError: the folder around ``final`` cannot be written to, or the disk is full.
     """
-    with _explained(final.parent):
+    with explained(final.parent, variable):
         final.parent.mkdir(parents=True, exist_ok=True)
         lock = (final.parent / f".{final.name}.lock").open("w")
     with lock:
-        with _explained(final.parent):
+        with explained(final.parent, variable):
             fcntl.flock(lock, fcntl.LOCK_EX)
             if _old(final).exists():  # killed between the two renames of a replacement
                 if final.exists():
@@ -53,7 +55,7 @@ def building(final: Path, key: str) -> Iterator[Path]:
     """
     partial = _partial(final)
     key_file = partial / WORK / "key"
-    with _explained(final.parent):
+    with explained(final.parent):
         try:
             if not (key_file.is_file() and key_file.read_text(encoding="utf-8") == key):
                 discard(final)
@@ -72,6 +74,23 @@ def building(final: Path, key: str) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def explained(folder: Path, variable: str = "HGRNX_DATA") -> Iterator[None]:
+    """Errors of the disk under ``folder``, which ``variable`` moves, as what the person can do about them."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"The disk that holds {folder} is full; what was half written is removed. "
+                f"Free some space, or set {variable} to a folder on a larger disk."
+            ) from None
+        raise UserError(
+            f"Cannot write {error.filename or folder}: {error.strerror or error}. "
+            f"Set {variable} to a folder that can be written to."
+        ) from None
+
+
 def discard(final: Path) -> None:
     """Remove what a killed process left of ``final``."""
     shutil.rmtree(_partial(final), ignore_errors=True)
@@ -80,6 +99,26 @@ def discard(final: Path) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write aside and rename, so that a kill never leaves half a file."""
     _write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_pieces(path: Path, pieces: Sequence[np.ndarray | bytes], *, flush: bool = False) -> dict[str, Any]:
+    """Write aside, then rename; ``flush`` first waits for the disk. Returns ``bytes`` and ``sha256`` of the file.
+
+    Two processes that write the same file (one left over from a kill) do no harm.
+    """
+    digest, size = hashlib.sha256(), 0
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as stream:
+        for piece in pieces:
+            data = piece if isinstance(piece, bytes) else piece.tobytes()
+            stream.write(data)
+            digest.update(data)
+            size += len(data)
+        if flush:
+            stream.flush()
+            os.fsync(stream.fileno())
+    os.replace(aside, path)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def file_sha256(path: Path) -> str:
@@ -109,22 +148,6 @@ def _partial(final: Path) -> Path:
 
 def _old(final: Path) -> Path:
     return final.parent / f".{final.name}.old"
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"The disk that holds {folder} is full; what was half written is removed. "
-                "Free some space, or set HGRNX_DATA to a folder on a larger disk."
-            ) from None
-        raise UserError(
-            f"Cannot write {error.filename or folder}: {error.strerror or error}. "
-            "Set HGRNX_DATA to a folder that can be written to."
-        ) from None
 
 
 def _flush_to_disk(folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ class Batch(NamedTuple):
 
     inputs: torch.Tensor
     targets: torch.Tensor
+    chunks: tuple[int, ...]
+    """Which chunk of the stream each row is."""
 
 
 class MicroBatch(NamedTuple):
@@ -33,6 +35,8 @@ class MicroBatch(NamedTuple):
     targets: torch.Tensor
     cu_seqlens: torch.Tensor | None
     """int64 ``[N + 1]``: where documents, or parts of them, begin in the single row. None: nothing is reset."""
+    chunks: tuple[int, ...]
+    """Which M chunks of the stream these are."""
 
 
 PREFETCHED = 4
@@ -92,12 +96,23 @@ class TrainLoader:
     def batch(self, step: int) -> Batch:
         """This rank's part of the batch of ``step``, counted from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        chunks = self._epoch_order(epoch)[position][self._rows]
+        return self.read(self._epoch_order(epoch)[position][self._rows].tolist())
+
+    def read(self, chunks: Sequence[int]) -> Batch:
+        """These chunks of the stream, whatever the order of the training."""
         inputs, targets = (np.empty((len(chunks), self._seq_len), np.int64) for _ in range(2))
-        for row, start in enumerate((chunks * self._seq_len).tolist()):
-            tokens = self._tokens[start : start + self._seq_len + 1]
+        for row, chunk in enumerate(chunks):
+            tokens = self._tokens[chunk * self._seq_len : (chunk + 1) * self._seq_len + 1]
             inputs[row], targets[row] = tokens[:-1], tokens[1:]
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tuple(chunks))
+
+    def chunks_before(self, step: int) -> np.ndarray:
+        """The chunks in the first ``step`` global batches, each once, in their order in the stream; int64."""
+        epochs, position = divmod(step, self.steps_per_epoch)
+        seen = [self._epoch_order(epoch).ravel() for epoch in range(epochs)]
+        if position:
+            seen.append(self._epoch_order(epochs)[:position].ravel())
+        return np.unique(np.concatenate([np.empty(0, np.int64), *seen]))
 
     def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         """This rank's batches of steps ``first`` to before ``last``, made ahead by a thread so that none waits."""
@@ -133,10 +148,11 @@ class TrainLoader:
 
     def micro_batches(self, batch: Batch, rows: int) -> list[MicroBatch]:
         """``batch`` in pieces of ``rows`` sequences."""
-        pieces = zip(batch.inputs.split(rows), batch.targets.split(rows), strict=True)
+        chunks = [batch.chunks[first : first + rows] for first in range(0, len(batch.chunks), rows)]
+        pieces = zip(batch.inputs.split(rows), batch.targets.split(rows), chunks, strict=True)
         if self._reset_id is None:
-            return [MicroBatch(inputs, targets, None) for inputs, targets in pieces]
-        return [_packed(inputs, targets, self._reset_id) for inputs, targets in pieces]
+            return [MicroBatch(inputs, targets, None, chunks) for inputs, targets, chunks in pieces]
+        return [_packed(inputs, targets, chunks, self._reset_id) for inputs, targets, chunks in pieces]
 
     def words_seen(self, step: int) -> int:
         """Words, by white space, that begin in the inputs of the first ``step`` global batches."""
@@ -185,10 +201,10 @@ class TrainLoader:
         return order
 
 
-def _packed(inputs: torch.Tensor, targets: torch.Tensor, begin_id: int) -> MicroBatch:
+def _packed(inputs: torch.Tensor, targets: torch.Tensor, chunks: tuple[int, ...], begin_id: int) -> MicroBatch:
     """The rows one after the other, cut where a row or a document begins."""
     begins = inputs == begin_id
     begins[:, 0] = True
     starts = begins.flatten().nonzero()[:, 0]
     cu_seqlens = torch.cat([starts, starts.new_tensor([inputs.numel()])])
-    return MicroBatch(inputs.reshape(1, -1), targets.reshape(1, -1), cu_seqlens)
+    return MicroBatch(inputs.reshape(1, -1), targets.reshape(1, -1), cu_seqlens, chunks)

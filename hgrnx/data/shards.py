@@ -8,9 +8,7 @@ text and in words, all counted from the shard's beginning).
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hgrnx.data.encoder import DocumentEncoder
+from hgrnx.data.folders import write_pieces
 
 SHARD_BYTES = 1 << 22
 """Documents that begin in the same 4 MB of a split's text share a shard: its content depends on nothing else."""
@@ -55,7 +54,9 @@ def write_shard(
     return {
         "totals": dict(sum(sources.values(), Counter())),
         "sources": {str(source): dict(counts) for source, counts in sources.items()},
-        "files": {f"{number:05d}.{name}": _write(folder / f"{number:05d}.{name}", arrays[name]) for name in arrays},
+        "files": {
+            f"{number:05d}.{name}": write_pieces(folder / f"{number:05d}.{name}", arrays[name]) for name in arrays
+        },
     }
 
 
@@ -145,17 +146,3 @@ def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
-
-
-def _write(path: Path, pieces: Sequence[np.ndarray | bytes]) -> dict[str, Any]:
-    """Aside, then renamed. Two processes that write the same file (one left over from a kill) do no harm."""
-    digest, size = hashlib.sha256(), 0
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as stream:
-        for piece in pieces:
-            data = piece if isinstance(piece, bytes) else piece.tobytes()
-            stream.write(data)
-            digest.update(data)
-            size += len(data)
-    os.replace(aside, path)
-    return {"bytes": size, "sha256": digest.hexdigest()}

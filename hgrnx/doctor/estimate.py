@@ -9,20 +9,29 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from hgrnx.config import AnyRecipe, DistillRecipe, ModelConfig, Recipe, parse_duration, recipe_from_dict
+from hgrnx.config import (
+    SIGNAL_TEMPERATURES,
+    AnyRecipe,
+    DistillRecipe,
+    ModelConfig,
+    Recipe,
+    parse_duration,
+    recipe_from_dict,
+)
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.loader import TrainLoader
 from hgrnx.errors import UserError
 from hgrnx.models import build_model, empty_model
-from hgrnx.objectives import Distillation, LiveTeacher, NextToken, ObjectiveModule
+from hgrnx.objectives import Distillation, LiveTeacher, NextToken, ObjectiveModule, StoredTeacher, Teacher
 from hgrnx.objectives.base import Objective
 from hgrnx.ops.cpu import keep_freed_memory
 from hgrnx.training.engine import build_engine
@@ -116,6 +125,19 @@ def _steps(recipe: Recipe, dataset: PreparedDataset | None) -> int | None:
     return loader.steps_for(recipe.training.duration)
 
 
+class _AnySignal:
+    """Stands for a teacher's stored signal: of what it says, time and memory do not depend."""
+
+    def __init__(self, seq_len: int, k: int) -> None:
+        self.seq_len, self.k = seq_len, k
+
+    def read(self, chunks: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        size = len(chunks), self.seq_len
+        rest_BTR = np.zeros((*size, len(SIGNAL_TEMPERATURES)), np.float32)
+        ids_BTk = np.tile(np.arange(self.k, dtype=np.uint32), (*size, 1))
+        return rest_BTR, np.zeros((*size, self.k), np.float16), ids_BTk
+
+
 def _try_steps(content: dict[str, Any], teachers: list[ModelConfig], vocab_size: int) -> tuple[float, float]:
     """Median seconds of a worker's share of a step, and its peak memory in MB; called in a process of its own."""
     recipe = recipe_from_dict(content)
@@ -129,8 +151,13 @@ def _try_steps(content: dict[str, Any], teachers: list[ModelConfig], vocab_size:
         keep_freed_memory()
     objective: Objective = NextToken()
     if recipe.distill is not None and teachers:
-        models = [build_model(config, vocab_size, seed=seed) for seed, config in enumerate(teachers, start=1)]
-        teacher = LiveTeacher(models, "cuda" if launch.use_gpu else "cpu", training.precision)
+        device = "cuda" if launch.use_gpu else "cpu"
+        if recipe.distill.top_k is not None:
+            signal = _AnySignal(training.seq_len, min(recipe.distill.top_k, vocab_size))
+            teacher: Teacher = StoredTeacher(signal, vocab_size, device)
+        else:
+            models = [build_model(config, vocab_size, seed=seed) for seed, config in enumerate(teachers, start=1)]
+            teacher = LiveTeacher(models, device, training.precision)
         objective = Distillation(teacher, recipe.distill.weight, recipe.distill.temperature)
     model = build_model(recipe.model, vocab_size)
     if launch.activation_checkpointing:
@@ -141,7 +168,7 @@ def _try_steps(content: dict[str, Any], teachers: list[ModelConfig], vocab_size:
     for _ in range(1 + _STEPS):
         start = time.perf_counter()
         for index in range(engine.micro_steps):
-            output = engine.forward(tokens_BT[:, :-1], tokens_BT[:, 1:])
+            output = engine.forward(tokens_BT[:, :-1], tokens_BT[:, 1:], None, range(micro))
             last = index == engine.micro_steps - 1
             engine.backward(output.loss_sum, share * training.seq_len, last_micro=last)
         engine.step(1e-4)  # its result, the norm of the gradient, waits for the device

@@ -25,6 +25,7 @@ from hgrnx.errors import UserError
 from hgrnx.launch.cluster import connected
 from hgrnx.launch.evaluate import score_again_if_asked_for_more
 from hgrnx.launch.ray_train import train_on_ray
+from hgrnx.launch.teacher_cache import ensure_signal
 from hgrnx.launch.tracked import JobTracking
 from hgrnx.objectives import find_teachers
 from hgrnx.paths import Places
@@ -137,7 +138,9 @@ class _Job:
 
     def _run_stage(self, label: str, parent: str) -> None:
         recipe, run_dir, ledger = self.stages[label], self.runs[label], self.ledgers[label]
-        if not run_stage(label, recipe, run_dir, ledger, self.dataset, self.places, self.tracking, parent):
+        if not run_stage(
+            label, recipe, run_dir, ledger, self.dataset, self.places, self.tracking, parent, self.console
+        ):
             self.console.print(
                 f"{label}: finished before ({run_dir.name}); --fresh would run it again", highlight=False
             )
@@ -164,12 +167,14 @@ def run_stage(
     places: Places,
     tracking: JobTracking,
     parent: str,
+    console: Console,
 ) -> bool:
     """Train one run of a job on the connected cluster, under its MLflow run; False where it was finished before."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / LEDGER, ledger.as_dict())
     if (run_dir / "result.json").is_file():
         return False
+    ensure_signal(recipe, dataset, places, console)
     run = tracking.start(run_dir, run_dir.name, flatten(recipe), dataset, parent=parent)
     finished = False
     try:
@@ -181,7 +186,7 @@ def run_stage(
 
 
 def check_writable(places: Places) -> None:
-    for folder in (places.runs, places.data):
+    for folder in (places.runs, places.data, places.signals):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / ".write-probe"

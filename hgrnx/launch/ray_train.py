@@ -18,7 +18,7 @@ from hgrnx.errors import UserError
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
 from hgrnx.launch.trial_board import BoardTracker, wait_for_decision
-from hgrnx.paths import Places
+from hgrnx.paths import Places, resolve_places
 
 
 def train_on_ray(
@@ -132,6 +132,7 @@ def _worker(config: dict[str, Any]) -> None:
             listener=board.post.remote,
             open_trackers=open_trackers,
             go_on=(lambda: wait_for_decision(board)) if config["is_trial"] else None,
+            signals=resolve_places().signals,
         )
     except UserError as error:
         ray.get(board.fail.remote(str(error)))

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -30,8 +31,15 @@ class Objective(Protocol):
     """Called inside the engine's forward, so that its hooks see every use of a weight, the head's included."""
 
     def __call__(
-        self, model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor, cu_seqlens: Tensor | None = None
-    ) -> ObjectiveOutput: ...
+        self,
+        model: LanguageModel,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        cu_seqlens: Tensor | None = None,
+        chunks: Sequence[int] = (),
+    ) -> ObjectiveOutput:
+        """``chunks`` are the numbers of the B pieces of the training text, where somebody has something stored."""
+        ...
 
 
 class ObjectiveModule(nn.Module):
@@ -42,5 +50,7 @@ class ObjectiveModule(nn.Module):
         self.model = model
         self.objective = objective
 
-    def forward(self, inputs_BT: Tensor, targets_BT: Tensor, cu_seqlens: Tensor | None = None) -> ObjectiveOutput:
-        return self.objective(self.model, inputs_BT, targets_BT, cu_seqlens)
+    def forward(
+        self, inputs_BT: Tensor, targets_BT: Tensor, cu_seqlens: Tensor | None = None, chunks: Sequence[int] = ()
+    ) -> ObjectiveOutput:
+        return self.objective(self.model, inputs_BT, targets_BT, cu_seqlens, chunks)

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -21,8 +22,17 @@ class Teacher(Protocol):
 
     vocab_size: int
 
-    def signal(self, inputs_BT: Tensor, cu_seqlens: Tensor | None = None) -> TeacherSignal:
-        """What the teacher says about the token after each input token, rows flattened; without gradient."""
+    def signal(
+        self,
+        inputs_BT: Tensor,
+        cu_seqlens: Tensor | None = None,
+        chunks: Sequence[int] = (),
+        temperature: float = 1.0,
+    ) -> TeacherSignal:
+        """What the teacher says about the token after each input token, rows flattened; without gradient.
+
+        ``chunks`` are the numbers of the inputs' pieces of the training text, ``temperature`` is the loss's.
+        """
         ...
 
 
@@ -35,7 +45,12 @@ class Distillation:
         self.temperature = temperature
 
     def __call__(
-        self, model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor, cu_seqlens: Tensor | None = None
+        self,
+        model: LanguageModel,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        cu_seqlens: Tensor | None = None,
+        chunks: Sequence[int] = (),
     ) -> ObjectiveOutput:
         if self.weight == 0:
             return token_losses(model, inputs_BT, targets_BT, cu_seqlens)
@@ -44,5 +59,5 @@ class Distillation:
                 f"The teacher knows {self.teacher.vocab_size} tokens, the student {model.vocab_size}. "
                 "Both must use one tokenizer."
             )
-        signal = self.teacher.signal(inputs_BT, cu_seqlens)
+        signal = self.teacher.signal(inputs_BT, cu_seqlens, chunks, self.temperature)
         return token_losses(model, inputs_BT, targets_BT, cu_seqlens, signal, self.weight, self.temperature)

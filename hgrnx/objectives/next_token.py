@@ -5,6 +5,8 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from hgrnx.models import LanguageModel
@@ -16,7 +18,12 @@ class NextToken:
     """Cross-entropy of the next token."""
 
     def __call__(
-        self, model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor, cu_seqlens: Tensor | None = None
+        self,
+        model: LanguageModel,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        cu_seqlens: Tensor | None = None,
+        chunks: Sequence[int] = (),
     ) -> ObjectiveOutput:
         return token_losses(model, inputs_BT, targets_BT, cu_seqlens)
 

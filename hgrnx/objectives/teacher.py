@@ -48,7 +48,13 @@ class LiveTeacher:
                     if isinstance(module, nn.Linear):
                         module.weight.data = module.weight.data.bfloat16()
 
-    def signal(self, inputs_BT: Tensor, cu_seqlens: Tensor | None = None) -> TeacherSignal:
+    def signal(
+        self,
+        inputs_BT: Tensor,
+        cu_seqlens: Tensor | None = None,
+        chunks: Sequence[int] = (),
+        temperature: float = 1.0,
+    ) -> TeacherSignal:
         """Hidden states [N, D], head [V, D] and share of each model."""
         share = 1.0 / len(self.models)
         bf16 = self.precision == "bf16"

@@ -26,13 +26,16 @@ class LossSettings(NamedTuple):
 
 
 class ChunkTeachers(NamedTuple):
-    """What the teachers say about some tokens: logits and mixing weights, or ids and log-probabilities, or nothing."""
+    """What the teachers say about some tokens: logits and mixing weights, or ids, their logits and the rest."""
 
     logits: list[tuple[Tensor, float]]
-    top_k: tuple[Tensor, Tensor] | None
+    top_k: tuple[Tensor, Tensor, Tensor] | None
 
     def rows(self, rows: slice) -> ChunkTeachers:
-        top_k = None if self.top_k is None else (self.top_k[0][rows], self.top_k[1][rows])
+        top_k = None
+        if self.top_k is not None:
+            ids_Nk, top_Nk, rest_N = self.top_k
+            top_k = ids_Nk[rows], top_Nk[rows], rest_N[rows]
         return ChunkTeachers([(logits_NV[rows], mixing) for logits_NV, mixing in self.logits], top_k)
 
 
@@ -79,14 +82,10 @@ def _distil(
         student_nV.div_(s.temperature)
         soft_nV, lse_n1 = _softmax(student_nV)
     if teachers.top_k is not None:
-        ids_nk, log_target_nk = teachers.top_k[0].long(), teachers.top_k[1].to(student_nV.dtype)
-        log_target_nk = log_target_nk.div(s.temperature).log_softmax(1)
-        target_nk = log_target_nk.exp()
-        difference_nk = (log_target_nk - student_nV.gather(1, ids_nk)).clamp_(min=_IMPOSSIBLE)
-        kl_n1 = (difference_nk * target_nk).sum(1, keepdim=True) + lse_n1
+        kl_n1, target_nV = _distil_top_k(student_nV, lse_n1, *teachers.top_k, s.temperature)
         if s.temperature == 1:
-            return kl_n1, prob_nV.scatter_add_(1, ids_nk, target_nk.mul_(-s.weight))
-        slope_nV = soft_nV.scatter_add_(1, ids_nk, target_nk.neg_())
+            return kl_n1, prob_nV.sub_(target_nV, alpha=s.weight)
+        slope_nV = soft_nV.sub_(target_nV)
     else:
         teacher_nV, target_nV, teacher_lse_n1 = _soft_teacher(teachers.logits, student_nV, s)
         # Differences of logits, so that a student equal to its teacher has a KL of exactly 0.
@@ -101,6 +100,26 @@ def _distil(
                 return kl_n1, prob_nV.sub_(target_nV, alpha=s.weight)
             slope_nV = soft_nV.sub_(target_nV)
     return kl_n1, prob_nV.mul_(1 - s.weight).add_(slope_nV, alpha=s.weight * s.temperature)
+
+
+def _distil_top_k(
+    student_nV: Tensor, lse_n1: Tensor, ids_nk: Tensor, top_nk: Tensor, rest_n: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """KL over the k entries and the rest, and what the gradient subtracts from the student's softmax [n, V].
+
+    That is the teacher's probability of an entry; its probability of the rest is spread over the rest as the student
+    spreads its own. ``student_nV`` is at the temperature already, and is overwritten.
+    """
+    ids_nk = ids_nk.long()
+    log_target_nK = torch.cat([top_nk.to(student_nV.dtype) / temperature, rest_n[:, None].to(student_nV.dtype)], 1)
+    log_target_nK = log_target_nK.log_softmax(1)
+    picked_nk = student_nV.gather(1, ids_nk)
+    # Summed by itself: what is left of 1 after the k entries' share would be rounding where the student is sure.
+    spread_nV, rest_lse_n1 = _softmax(student_nV.scatter_(1, ids_nk, _IMPOSSIBLE))
+    target_nK = log_target_nK.exp()
+    difference_nK = (log_target_nK - torch.cat([picked_nk, rest_lse_n1], 1)).clamp_(min=_IMPOSSIBLE)
+    kl_n1 = (difference_nK * target_nK).sum(1, keepdim=True) + lse_n1
+    return kl_n1, spread_nV.mul_(target_nK[:, -1:]).scatter_(1, ids_nk, target_nK[:, :-1])
 
 
 def _soft_teacher(

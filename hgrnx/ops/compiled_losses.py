@@ -29,7 +29,7 @@ class _Losses(ctypes.Structure):
         *((name, _Size) for name in ("reverse", "wants_grad", "teachers")),
         ("teacher", ctypes.POINTER(_Teacher)),
         ("k", _Size),
-        *((name, ctypes.c_void_p) for name in ("ids", "log_probs", "cross_entropy", "kl")),
+        *((name, ctypes.c_void_p) for name in ("ids", "top", "rest", "cross_entropy", "kl")),
     ]
 
 
@@ -48,9 +48,9 @@ def compiled_chunk_losses(
     assert logits_nV.is_contiguous()  # it is overwritten
     targets_n = targets_n.contiguous()
     logits = [((x.float() if x.dtype == torch.float64 else x).contiguous(), mixing) for x, mixing in teachers.logits]
-    ids, log_probs = (None, None) if teachers.top_k is None else teachers.top_k
-    ids = None if ids is None else ids.long().contiguous()
-    log_probs = None if log_probs is None else log_probs.float().contiguous()
+    ids, top, rest = None, None, None
+    if teachers.top_k is not None:
+        ids, top, rest = teachers.top_k[0].long().contiguous(), *(x.float().contiguous() for x in teachers.top_k[1:])
     _check_entries("targets_N", targets_n[targets_n != s.ignore_index], s.vocab)
     if ids is not None:
         _check_entries("the teacher's top_k", ids, s.vocab)
@@ -74,7 +74,8 @@ def compiled_chunk_losses(
         rows,
         0 if ids is None else ids.shape[1],
         address(ids),
-        address(log_probs),
+        address(top),
+        address(rest),
         address(cross_entropy_n),
         address(kl_n),
     )

@@ -35,8 +35,11 @@ class TeacherSignal:
         models: (hidden [N, D_teacher], head weight [V_teacher, D_teacher], mixing weight) per teacher. Mixing
             weights sum to one; an ensemble's distribution is the mixture of its members' probabilities.
         logits_NV: logits of one teacher, [N, V_teacher].
-        top_k: (ids [N, k], integers that differ within a row; log-probabilities or logits of those, [N, k]) of one
-            teacher. Its distribution is the softmax over the k entries: what lies beyond them counts as 0.
+        top_k: (ids [N, k], integers that differ within a row; logits of those, up to a number per row, [N, k]; what is
+            beyond them, [N]) of one teacher. The last is the logarithm of the sum of exp(logit / T) over all other
+            entries, at the loss's own temperature T and up to the row's number / T, or minus infinity. All that is
+            beyond counts as one more outcome, of teacher and student: the KL is the one between the two
+            distributions of k + 1 outcomes, with the entries' true probabilities.
 
     Raises:
         ValueError: none or several fields given, no model, or mixing weights that do not sum to one.
@@ -44,7 +47,7 @@ class TeacherSignal:
 
     models: list[tuple[Tensor, Tensor, float]] | None = None
     logits_NV: Tensor | None = None
-    top_k: tuple[Tensor, Tensor] | None = None
+    top_k: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if [self.models is None, self.logits_NV is None, self.top_k is None].count(False) != 1:
@@ -91,8 +94,7 @@ def head_loss(
             one without a teacher.
         weight: share of the KL in the loss, 0 to 1.
         temperature: T > 0.
-        reverse_kl: KL(student || teacher) instead (MiniLLM, arXiv 2306.08543). Not with a top-k, which gives most
-            entries no probability.
+        reverse_kl: KL(student || teacher) instead (MiniLLM, arXiv 2306.08543). Not with a top-k.
         ignore_index: target of the tokens to leave out.
         vocab_size: entries of the vocabulary; V when absent.
         chunk_tokens: tokens whose logits are held at once; 512 on a CPU and 4,096 elsewhere when absent.
@@ -116,7 +118,7 @@ def head_loss(
     _check(hidden_ND, weight_VD, targets_N, teacher, weight, temperature, reverse_kl, vocab, chunk_tokens)
     models = [] if teacher is None or teacher.models is None else teacher.models
     logits_NV = None if teacher is None or teacher.logits_NV is None else teacher.logits_NV.detach()
-    ids_Nk, log_probs_Nk = (None, None) if teacher is None or teacher.top_k is None else teacher.top_k
+    ids_Nk, top_Nk, rest_N = (None, None, None) if teacher is None or teacher.top_k is None else teacher.top_k
     device_type = hidden_ND.device.type
     loss, cross_entropy, kl, _, _ = _head_loss(
         hidden_ND,
@@ -127,7 +129,8 @@ def head_loss(
         [float(mixing) for _, _, mixing in models],
         logits_NV,
         ids_Nk,
-        None if log_probs_Nk is None else log_probs_Nk.detach(),
+        None if top_Nk is None else top_Nk.detach(),
+        None if rest_N is None else rest_N.detach(),
         float(weight),
         float(temperature),
         reverse_kl,
@@ -152,7 +155,8 @@ def _head_loss(
     mixing: Sequence[float],
     teacher_logits_NV: Tensor | None,
     teacher_ids_Nk: Tensor | None,
-    teacher_log_probs_Nk: Tensor | None,
+    teacher_top_Nk: Tensor | None,
+    teacher_rest_N: Tensor | None,
     weight: float,
     temperature: float,
     reverse: bool,
@@ -173,9 +177,10 @@ def _head_loss(
     grad_weight = torch.zeros(weight_VD.shape if weight_wants_grad else 0, dtype=accumulate, device=device)
     cross_entropy = torch.zeros((), dtype=accumulate, device=device)
     kl = torch.zeros((), dtype=accumulate, device=device)
-    teachers = _teachers(
-        teacher_hidden, teacher_heads, mixing, teacher_logits_NV, teacher_ids_Nk, teacher_log_probs_Nk, autocast_dtype
-    )
+    top_k = None
+    if teacher_ids_Nk is not None and teacher_top_Nk is not None and teacher_rest_N is not None:
+        top_k = teacher_ids_Nk, teacher_top_Nk, teacher_rest_N
+    teachers = _teachers(teacher_hidden, teacher_heads, mixing, teacher_logits_NV, top_k, autocast_dtype)
     losses = {"torch": chunk_losses, "compiled": compiled_chunk_losses, "triton": _triton_losses}[kernels]
     with torch.autocast(device.type, enabled=False):  # the types are chosen here, not by autocast
         head_VD = weight_VD.to(dtype)
@@ -233,7 +238,7 @@ def _gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
             grad_weight = (unit_weight * grad_loss).to(ctx.weight_dtype)
     # torch wants an empty list back for an empty one, and None for a list of numbers.
     models: tuple[Any, ...] = ([None] * ctx.models, [None] * ctx.models, None if ctx.models else [])
-    return grad_hidden, grad_weight, None, *models, *[None] * 13
+    return grad_hidden, grad_weight, None, *models, *[None] * 14
 
 
 _head_loss.register_autograd(_gradients, setup_context=_keep)
@@ -265,13 +270,11 @@ def _teachers(
     heads: Sequence[Tensor],
     mixing: Sequence[float],
     logits_NV: Tensor | None,
-    ids_Nk: Tensor | None,
-    log_probs_Nk: Tensor | None,
+    top_k: tuple[Tensor, Tensor, Tensor] | None,
     autocast_dtype: torch.dtype | None,
 ) -> Callable[[slice], ChunkTeachers]:
     """A function from a slice of tokens to what the teachers say there."""
     if not hidden:
-        top_k = None if ids_Nk is None or log_probs_Nk is None else (ids_Nk, log_probs_Nk)
         return ChunkTeachers([] if logits_NV is None else [(logits_NV, 1.0)], top_k).rows
     models = []
     for hidden_ND, weight_VD, share in zip(hidden, heads, mixing, strict=True):
@@ -332,11 +335,12 @@ def _check(
             raise ValueError(f"head_loss: the teacher's {name} has {found}, not {tokens} and at least {vocab}")
 
 
-def _check_top_k(ids: Tensor, log_probs: Tensor, tokens: int, reverse_kl: bool) -> None:
-    if ids.ndim != 2 or ids.shape[0] != tokens or ids.shape[1] == 0 or ids.shape != log_probs.shape:
+def _check_top_k(ids: Tensor, top: Tensor, rest: Tensor, tokens: int, reverse_kl: bool) -> None:
+    fits = ids.ndim == 2 and ids.shape[0] == tokens and ids.shape[1] > 0
+    if not fits or ids.shape != top.shape or rest.shape != (tokens,):
         raise ValueError(
-            f"head_loss: the teacher's top_k must be two tensors [{tokens}, k], not {list(ids.shape)} and "
-            f"{list(log_probs.shape)}"
+            f"head_loss: the teacher's top_k must be two tensors [{tokens}, k] and one [{tokens}], not "
+            f"{list(ids.shape)}, {list(top.shape)} and {list(rest.shape)}"
         )
     if reverse_kl:
         raise ValueError("head_loss: reverse_kl needs a teacher that gives every entry a probability, not a top_k")

@@ -34,14 +34,15 @@ def logits_to_losses(
     reverse: bool,
     wants_grad: bool,
     teacher_logits: list[tuple[Tensor, float]],
-    teacher_top_k: tuple[Tensor, Tensor] | None,
+    teacher_top_k: tuple[Tensor, Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """CE and KL per token, [n] in float32; 0 where the target is to be ignored.
 
     Args:
-        logits_nV: the student's; replaced by the gradient of the loss with respect to them if ``wants_grad``.
+        logits_nV: the student's; replaced by the gradient of the loss with respect to them if ``wants_grad``, and not
+            to be used again in any case.
         teacher_logits: teachers' logits [n, at least vocab] and mixing weights; empty without such a teacher.
-        teacher_top_k: ids and log-probabilities, both [n, k].
+        teacher_top_k: ids and logits, both [n, k], and the rest [n].
 
     The other arguments are those of :func:`hgrnx.ops.head_loss`.
     """
@@ -49,10 +50,10 @@ def logits_to_losses(
     n, V = logits_nV.shape
     ce_n, kl_n = torch.empty(2, n, dtype=torch.float32, device=logits_nV.device)
     teacher, teacher_nV, teacher_scale = "none", None, 1 / temperature
-    ids_nk = log_probs_nk = None
+    ids_nk = top_nk = rest_n = None
     if teacher_top_k is not None:
         teacher = "top_k"
-        ids_nk, log_probs_nk = (x.contiguous() for x in teacher_top_k)
+        ids_nk, top_nk, rest_n = (x.contiguous() for x in teacher_top_k)
     elif teacher_logits:
         teacher, teacher_nV = "logits", teacher_logits[0][0]
         if len(teacher_logits) > 1:
@@ -66,7 +67,8 @@ def logits_to_losses(
         targets_n.contiguous(),
         teacher_nV,
         ids_nk,
-        log_probs_nk,
+        top_nk,
+        rest_n,
         ce_n,
         kl_n,
         logits_nV.stride(0),
@@ -158,7 +160,8 @@ def _losses(
     targets_ptr,
     teacher_ptr,
     ids_ptr,
-    log_probs_ptr,
+    top_ptr,
+    rest_ptr,
     ce_ptr,
     kl_ptr,
     logits_stride,
@@ -234,12 +237,30 @@ def _losses(
         entry = tl.arange(0, BLOCK_K)
         stored = entry < k
         ids = tl.load(ids_ptr + row * k + entry, mask=stored, other=0)
-        t = tl.load(log_probs_ptr + row * k + entry, mask=stored, other=-1e30).to(tl.float32) * scale
+        t = tl.load(top_ptr + row * k + entry, mask=stored, other=-1e30).to(tl.float32) * scale
+        t_rest = tl.load(rest_ptr + row).to(tl.float32)
         picked = tl.load(logits_ptr + ids, mask=stored, other=0.0).to(tl.float32)
-        t -= tl.max(t, 0)
-        t -= tl.log(tl.sum(tl.exp(t), 0))
+        largest = tl.maximum(tl.max(t, 0), t_rest)
+        log_partition = tl.log(tl.sum(tl.exp(t - largest), 0) + tl.exp(t_rest - largest))
+        t = (t - largest) - log_partition
+        t_rest = (t_rest - largest) - log_partition
         t_prob = tl.exp(t)
-        kl = tl.sum(t_prob * _difference(t, picked * scale), 0) + soft_log_total
+        rest_prob = tl.exp(t_rest)
+        # The student's rest is summed by itself: what is left of 1 would be rounding where the student is sure. The
+        # stored entries are taken out of the row for that; their gradient is written at the end.
+        tl.debug_barrier()
+        tl.store(logits_ptr + ids, tl.full([BLOCK_K], -1e30, logits_ptr.dtype.element_ty), mask=stored)
+        tl.debug_barrier()
+        rest_top = -1e30
+        rest_total = 0.0
+        for start in range(0, vocab, BLOCK):
+            softened = _logits(logits_ptr, start + tl.arange(0, BLOCK), vocab, scale)
+            new_rest_top = tl.maximum(rest_top, tl.max(softened, 0))
+            rest_total = rest_total * tl.exp(rest_top - new_rest_top) + tl.sum(tl.exp(softened - new_rest_top), 0)
+            rest_top = new_rest_top
+        rest_log_total = rest_top + tl.log(tl.maximum(rest_total, 1e-38))  # nothing, if every entry is stored
+        kl = tl.sum(t_prob * _difference(t, picked * scale), 0) + rest_prob * _difference(t_rest, rest_log_total)
+        kl += soft_log_total
     tl.store(ce_ptr + row, tl.where(valid, ce, 0.0))
     tl.store(kl_ptr + row, tl.where(valid, kl, 0.0))
     if not WANTS_GRAD:
@@ -264,7 +285,7 @@ def _losses(
                 else:
                     grad += soft * (soft_prob - tl.exp(t - teacher_log_total))
             else:
-                grad += soft * soft_prob
+                grad += soft * (soft_prob - rest_prob * tl.exp(z * scale - rest_log_total))
         grad = tl.where(valid & (columns < vocab), grad, 0.0)
         tl.store(logits_ptr + columns, grad.to(logits_ptr.dtype.element_ty), mask=columns < V)
     if TEACHER == "top_k":

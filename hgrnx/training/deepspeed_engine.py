@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,9 +74,11 @@ class DeepSpeedEngine(Engine):
         )
         self._make_moments(0)
 
-    def forward(self, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None) -> ObjectiveOutput:
+    def forward(
+        self, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None, chunks: Sequence[int] = ()
+    ) -> ObjectiveOutput:
         self._engine.train()
-        return self._engine(inputs, targets, cu_seqlens)
+        return self._engine(inputs, targets, cu_seqlens, chunks)
 
     def backward(self, loss_sum: Tensor, global_count: int, last_micro: bool) -> None:
         check_last_micro(self._micro, self.micro_steps, last_micro)

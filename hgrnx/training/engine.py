@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,8 +65,13 @@ class Engine(ABC):
     micro_steps: int
 
     @abstractmethod
-    def forward(self, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None) -> ObjectiveOutput:
-        """The objective on this rank's micro-batch, int64 ``[B, T]`` each. Only for training."""
+    def forward(
+        self, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None, chunks: Sequence[int] = ()
+    ) -> ObjectiveOutput:
+        """The objective on this rank's micro-batch, int64 ``[B, T]`` each. Only for training.
+
+        ``chunks`` says which pieces of the training text these are, for an objective that has something stored of it.
+        """
 
     @abstractmethod
     def backward(self, loss_sum: Tensor, global_count: int, last_micro: bool) -> None:
@@ -121,10 +126,12 @@ class TorchEngine(Engine):
             self._ddp = DistributedDataParallel(self._module, device_ids=ids, gradient_as_bucket_view=True)
         self._micro = 0
 
-    def forward(self, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None) -> ObjectiveOutput:
+    def forward(
+        self, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None, chunks: Sequence[int] = ()
+    ) -> ObjectiveOutput:
         self._module.train()
         with self._silent(), autocast(self.device, self._precision):
-            return (self._ddp or self._module)(inputs, targets, cu_seqlens)
+            return (self._ddp or self._module)(inputs, targets, cu_seqlens, chunks)
 
     def backward(self, loss_sum: Tensor, global_count: int, last_micro: bool) -> None:
         check_last_micro(self._micro, self.micro_steps, last_micro)

@@ -110,12 +110,12 @@ def train(
             micro_batches = loader.micro_batches(next(batches), micro_batch_size)
             tokens = loader.valid_tokens(step)
             sums: dict[str, float] = {}
-            for micro, (inputs, targets, cu_seqlens) in enumerate(micro_batches, start=1):
+            for micro, (inputs, targets, cu_seqlens, chunks) in enumerate(micro_batches, start=1):
                 inputs = inputs.to(engine.device, non_blocking=True)
                 targets = targets.to(engine.device, non_blocking=True)
                 if cu_seqlens is not None:
                     cu_seqlens = cu_seqlens.to(engine.device, non_blocking=True)
-                output = engine.forward(inputs, targets, cu_seqlens)
+                output = engine.forward(inputs, targets, cu_seqlens, chunks)
                 engine.backward(output.loss_sum, tokens, last_micro=micro == len(micro_batches))
                 for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + float(value)

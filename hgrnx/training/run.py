@@ -26,7 +26,7 @@ from hgrnx.ops.cpu import keep_freed_memory
 from hgrnx.tracking.environment import describe_environment
 from hgrnx.tracking.tracker import CompositeTracker, JsonlTracker, NullTracker, Tracker
 from hgrnx.training import optim
-from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights
+from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
 from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_all
 from hgrnx.training.engine import build_engine, choose_device
 from hgrnx.training.hooks import (
@@ -41,6 +41,8 @@ from hgrnx.training.hooks import (
 )
 from hgrnx.training.loop import Period, Stopped, train
 from hgrnx.training.recompute import recompute_layers
+from hgrnx.training.teacher_signal import stored_teacher
+from hgrnx.training.weights import last_weights
 
 MILESTONES = "milestones"
 """Folder of a run with the weights at its word milestones."""
@@ -60,12 +62,14 @@ def run_training(
     listener: Listener | None = None,
     open_trackers: Callable[[Path], Sequence[Tracker]] = lambda metrics_file: (),
     go_on: Callable[[], bool] | None = None,
+    signals: Path | None = None,
 ) -> dict[str, Any] | None:
     """Train ``recipe`` in ``run_dir``, going on from its last whole checkpoint; every rank calls it.
 
     ``open_trackers`` is called on rank 0 with the path of ``metrics.jsonl``; what it returns is told of every
-    line and of every durable step. ``go_on`` is asked on rank 0 after every evaluation before the end. Returns what is
-    also written to ``result.json``, or None where the run was stopped.
+    line and of every durable step. ``go_on`` is asked on rank 0 after every evaluation before the end. ``signals`` is
+    the folder with stored signals of teachers, for ``distill.top_k``. Returns what is also written to
+    ``result.json``, or None where the run was stopped.
 
     Raises:
         UserError: the data are too few for one batch, a teacher does not fit, the loss is not finite, or the
@@ -78,7 +82,7 @@ def run_training(
     model = build_model(recipe.model, dataset.vocab_size, seed=recipe.seed)
     if recipe.launch.activation_checkpointing:
         recompute_layers(model)
-    objective = build_objective(recipe, dataset, run_dir.parent)
+    objective = build_objective(recipe, dataset, run_dir.parent, signals)
     engine = build_engine(ObjectiveModule(model, objective), recipe.training, recipe.launch)
     loader = TrainLoader(
         dataset,
@@ -183,13 +187,19 @@ def _where_to_continue(checkpoints: Path) -> Path | None:
     return found
 
 
-def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path) -> Objective:
-    """Next token, or distillation from the recipe's teachers: names of runs in ``runs``, or folders."""
+def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path, signals: Path | None = None) -> Objective:
+    """Next token, or distillation from the recipe's teachers: names of runs in ``runs``, or folders.
+
+    With ``distill.top_k`` from what is stored of the teacher in ``signals``.
+    """
     distill: DistillConfig | None = recipe.distill
     if distill is None:
         return NextToken()
     if not distill.teachers:
         raise UserError("distill.teachers is empty: name a finished run or a Hugging Face folder to learn from.")
+    if distill.top_k is not None and distill.weight > 0:
+        assert signals is not None
+        return Distillation(stored_teacher(recipe, dataset, runs, signals), distill.weight, distill.temperature)
     teacher = load_teachers(
         distill.teachers,
         dataset.tokenizer_hash,
@@ -200,18 +210,6 @@ def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path) -> Obj
         runs,
     )
     return Distillation(teacher, distill.weight, distill.temperature)
-
-
-def last_weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    """The weights of a run's last whole checkpoint, by parameter name.
-
-    Raises:
-        UserError: the run has none.
-    """
-    folder = latest_checkpoint(run_dir / "checkpoints")
-    if folder is None:
-        raise UserError(f"The run {run_dir} has no checkpoint yet. Start it again to continue it.")
-    return load_weights(folder)
 
 
 def warmup_length(recipe: Recipe, loader: TrainLoader, total_steps: int) -> int:

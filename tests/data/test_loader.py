@@ -43,6 +43,7 @@ def test_an_epoch_is_a_permutation_of_the_chunks(small: PreparedDataset) -> None
             assert batch.inputs.shape == batch.targets.shape == (B, T)
             assert batch.inputs.dtype == batch.targets.dtype == torch.int64
             numbers = chunk_numbers(small, batch.inputs)
+            assert batch.chunks == tuple(numbers)
             for row, number in enumerate(numbers):
                 expected = tokens[number * T + 1 : (number + 1) * T + 1].astype(np.int64)
                 assert batch.targets[row].numpy().tolist() == expected.tolist()
@@ -85,6 +86,17 @@ def test_workers_share_the_global_batch(small: PreparedDataset, world_size: int)
     for worker in workers:
         assert worker.words_seen(7) == alone.words_seen(7)
         assert worker.valid_tokens(7) == alone.valid_tokens(7) == B * T
+
+
+def test_chunks_are_read_by_number_and_known_in_advance(small: PreparedDataset) -> None:
+    batches = loader(small)
+    batch = batches.read([7, 0, 7])
+    assert batch.chunks == (7, 0, 7) and chunk_numbers(small, batch.inputs) == [7, 0, 7]
+    micros = batches.micro_batches(batch, 2)
+    assert [micro.chunks for micro in micros] == [(7, 0), (7,)]
+    for step in (0, 1, batches.steps_per_epoch, batches.steps_per_epoch + 2):
+        seen = {chunk for before in range(step) for chunk in batches.batch(before).chunks}
+        assert batches.chunks_before(step).tolist() == sorted(seen)
 
 
 def test_words_seen_are_those_in_the_inputs(small: PreparedDataset) -> None:
@@ -161,7 +173,7 @@ def test_states_are_reset_where_documents_begin(small: PreparedDataset) -> None:
     for micro, rows in zip(micros, (slice(0, 4), slice(4, 6)), strict=True):
         inputs = batch.inputs[rows].flatten()
         assert torch.equal(micro.inputs[0], inputs) and torch.equal(micro.targets[0], batch.targets[rows].flatten())
-        assert micro.cu_seqlens is not None
+        assert micro.cu_seqlens is not None and micro.chunks == batch.chunks[rows]
         reset += len(micro.cu_seqlens) - 1
         begins = [0, *(i for i in range(1, len(inputs)) if i % T == 0 or inputs[i] == small.bos_id), len(inputs)]
         assert micro.cu_seqlens.tolist() == begins

@@ -32,6 +32,16 @@ def test_every_stage_is_tried() -> None:
         assert 100 < one.memory_mb < 4000
 
 
+def test_a_stored_teacher_is_not_run() -> None:
+    """One that ran would take most of the time."""
+    large = {"hidden_size": 256, "num_hidden_layers": 6, "expand_ratio": 64}
+    found = [
+        {one.stage: one for one in estimate(recipe(teacher=large, distill=distill), None, 8.0)}["student"]
+        for distill in ({"top_k": 1000}, {})
+    ]
+    assert found[0].tokens_per_second > 2 * found[1].tokens_per_second
+
+
 def test_without_data_words_tell_no_time() -> None:
     training = {"duration": "1M words", "batch_size": 8, "seq_len": 32, "precision": "fp32"}
     (first, *_) = estimate(recipe(training=training), None, 8.0)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -107,6 +108,18 @@ def test_finished_stages_are_not_run_again(job: JobResult, tiny: AnyRecipe, plac
     assert before == {label: (d / "metrics.jsonl").stat().st_mtime_ns for label, d in again.stages.items()}
 
 
+def test_a_stored_teacher_gives_the_same_student(job: JobResult, tiny: AnyRecipe, places: Places) -> None:
+    """With every entry of the vocabulary stored; the teacher is not trained again."""
+    assert isinstance(tiny, DistillRecipe)
+    distill = tiny.distill.model_copy(update={"top_k": 400})
+    stored = run_job(tiny.model_copy(update={"distill": distill, "twin": False}), places)
+    assert stored.stages["teacher"] == job.stages["teacher"] and stored.stages["student"] != job.stages["student"]
+    (folder,) = (path for path in places.signals.iterdir() if path.is_dir())
+    assert folder.name.startswith(job.stages["teacher"].name)
+    ours, live = (dict(losses(result.stages["student"])) for result in (stored, job))
+    assert ours == pytest.approx(live, rel=1e-3)
+
+
 def test_a_finished_run_is_scored_on_other_pairs_when_asked(
     job: JobResult, tiny: AnyRecipe, places: Places, tmp_path: Path
 ) -> None:
@@ -195,6 +208,6 @@ def test_broken_pairs_are_refused_before_training(tiny: AnyRecipe, places: Place
 
 
 def test_mlflow_that_does_not_answer_is_refused_before_training(tiny: AnyRecipe, places: Places) -> None:
-    away = Places(places.home, places.runs, places.data, "http://127.0.0.1:1")
+    away = replace(places, mlflow_uri="http://127.0.0.1:1")
     with pytest.raises(UserError, match="127.0.0.1:1"):
         run_job(tiny, away)

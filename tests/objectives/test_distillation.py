@@ -86,7 +86,7 @@ def test_weight_zero_is_next_token_bit_for_bit_and_never_asks_the_teacher() -> N
     class Silent:
         vocab_size = VOCAB
 
-        def signal(self, inputs_BT: Tensor, cu_seqlens: Tensor | None = None) -> object:
+        def signal(self, *arguments: object) -> object:
             raise AssertionError("the teacher ran")
 
     plain, plain_gradients = run(NextToken(), make(0))

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from hgrnx.ops import TeacherSignal, head_loss
 
-KINDS = ("none", "one", "three", "logits", "top-k")
+KINDS = ("none", "one", "three", "logits", "top-k", "top-k of all")
 
 
 def make(
@@ -34,10 +34,12 @@ def make_teacher(
 
     if kind == "logits":
         return TeacherSignal(logits_NV=3 * normal(N, V))
-    if kind == "top-k":  # of a vocabulary of two or more
-        logits = 3 * normal(N, V)
-        log_probs, ids = logits.log_softmax(-1)[:, :vocab].topk(min(5, vocab or V))
-        return TeacherSignal(top_k=(ids.int(), log_probs))
+    if kind in ("top-k", "top-k of all"):
+        top, ids = (3 * normal(N, V))[:, :vocab].topk(vocab or V)
+        k = min(5, (vocab or V) - 1) if kind == "top-k" else top.shape[1]
+        # What lies beyond, at whatever temperature: any number is one. With all entries stored, nothing does.
+        rest = normal(N) + top[:, 0] / 2 if kind == "top-k" else torch.full((N,), -torch.inf, dtype=dtype)
+        return TeacherSignal(top_k=(ids[:, :k].int(), top[:, :k], rest))
     mixing = {"one": [1.0], "three": [0.5, 0.3, 0.2]}[kind]
     # Teachers of another width, and with another padding of the vocabulary.
     return TeacherSignal(models=[(normal(N, D + i), normal(V + i, D + i), m) for i, m in enumerate(mixing)])
@@ -65,9 +67,14 @@ def naive(
             target = (teacher.logits_NV[:, :vocab] / T).softmax(-1)
         else:
             assert teacher.top_k is not None
-            ids, log_probs = teacher.top_k
-            target = torch.zeros_like(logits).scatter(1, ids.long(), (log_probs / T).softmax(-1))
+            ids, top, rest = teacher.top_k
+            target = torch.cat([top / T, rest[:, None]], 1).softmax(-1)
         student = (logits / T).log_softmax(-1)
+        if teacher.top_k is not None:  # k + 1 outcomes; the last has no probability where all entries are stored
+            ids = ids.long()
+            beyond = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+            student = torch.cat([student.gather(1, ids), beyond], 1)[:, : logits.shape[1]]
+            target = target[:, : logits.shape[1]]
         if reverse:
             kl = kl_div(target.log()[valid], student[valid], reduction="sum", log_target=True)
         else:
@@ -94,7 +101,8 @@ def errors(
 ) -> tuple[float, ...]:
     """Errors in float32 of loss and KL, and of the gradients of hidden and head, against float64.
 
-    Relative to the norm or, where that is less, to 0.1: a probability next to 1 is only as good as float32's 1.
+    Relative to the norm or, where that is less, to 0.1 (times T^2 for the loss, which has that factor): a probability
+    next to 1 is only as good as float32's 1.
     """
     hidden, weight, targets = make(**sizes)
     N, D, V, vocab = hidden.shape[0], hidden.shape[1], weight.shape[0], sizes["vocab"]
@@ -108,4 +116,8 @@ def errors(
     grads = torch.autograd.grad(2.5 * ours.loss, leaves)
     assert (grads[1][vocab:] == 0).all()
     pairs = [(ours.loss, loss), (ours.kl if ours.kl is not None else kl, kl), *zip(grads, truth)]
-    return tuple(((x.double().cpu() - true).norm() / true.norm().clamp_min(0.1)).item() for x, true in pairs)
+    least = (0.1 * max(1.0, T**2), 0.1, 0.1, 0.1)
+    return tuple(
+        ((x.double().cpu() - true).norm() / true.norm().clamp_min(floor)).item()
+        for (x, true), floor in zip(pairs, least, strict=True)
+    )

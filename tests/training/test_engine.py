@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,12 @@ def test_a_teacher_held_by_the_objective_is_no_part_of_the_engine() -> None:
             self.teacher = build_model(CONFIG, VOCABULARY, seed=5)
 
         def __call__(
-            self, model: LanguageModel, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None
+            self,
+            model: LanguageModel,
+            inputs: Tensor,
+            targets: Tensor,
+            cu_seqlens: Tensor | None = None,
+            chunks: Sequence[int] = (),
         ) -> ObjectiveOutput:
             return NextToken()(model, inputs, targets, cu_seqlens)
 
@@ -223,7 +229,7 @@ def test_bf16_is_autocast_around_float32_weights() -> None:
             super().__init__()
             self.model = nn.Linear(2, 2)
 
-        def forward(self, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor | None) -> bool:
+        def forward(self, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor | None, chunks: Sequence[int]) -> bool:
             return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
     for precision in ("fp32", "bf16"):

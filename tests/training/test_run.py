@@ -18,7 +18,8 @@ from hgrnx.ops import implementation_note
 from hgrnx.training import loop, run
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights, read_meta
 from hgrnx.training.hooks import CheckpointHook
-from hgrnx.training.run import last_weights, run_training
+from hgrnx.training.run import run_training
+from hgrnx.training.weights import last_weights
 
 
 @pytest.fixture(scope="module")

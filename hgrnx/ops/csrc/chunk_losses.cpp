@@ -30,7 +30,7 @@ struct Losses {
   const Teacher* teacher;
   int64_t k;  // 0 without a top-k
   const int64_t* ids;
-  const float* log_probs;
+  const float *top, *rest;  // logits [tokens, k]; log of what all others sum to at the temperature [tokens]
   double *cross_entropy, *kl;  // [tokens]
 };
 
@@ -183,14 +183,23 @@ class Row {
 
   void distil_top_k(const LogSum& log_sum, float inverse) const {
     const int64_t* ids = p_.ids + row_ * p_.k;
-    const float* log_probs = p_.log_probs + row_ * p_.k;
-    const float top = *std::max_element(log_probs, log_probs + p_.k);
-    float partition = 0, kl = 0;
-    for (int64_t i = 0; i < p_.k; ++i) partition += std::exp((log_probs[i] - top) * inverse);
+    const float* logits = p_.top + row_ * p_.k;
+    const float rest = p_.rest[row_];
+    const float top = std::max(*std::max_element(logits, logits + p_.k) * inverse, rest);
+    float partition = std::exp(rest - top), kl = 0;
+    for (int64_t i = 0; i < p_.k; ++i) partition += std::exp(logits[i] * inverse - top);
     const float log_teacher = std::log(partition);
-    add_slope([&](int64_t i) { return Floats::loadu(soft_ + i); });
+    // The student's rest is summed by itself: what is left of 1 would be rounding where the student is sure.
+    std::copy_n(student_, at::divup(p_.V, kLanes) * kLanes, teacher_);
+    for (int64_t i = 0; i < p_.k; ++i) teacher_[ids[i]] = kImpossible;
+    const LogSum student_rest = softmax(teacher_, inverse, p_.V, target_);
+    const float log_rest = (rest - top) - log_teacher, of_rest = std::exp(log_rest);
+    kl += of_rest * std::max(log_rest - student_rest.minus(0), kImpossible);
+    const Floats spread(of_rest);
+    for (int64_t i = 0; i < p_.k; ++i) target_[ids[i]] = 0;
+    add_slope([&](int64_t i) { return Floats::loadu(soft_ + i) - Floats::loadu(target_ + i) * spread; });
     for (int64_t i = 0; i < p_.k; ++i) {
-      const float log_target = (log_probs[i] - top) * inverse - log_teacher, target = std::exp(log_target);
+      const float log_target = (logits[i] * inverse - top) - log_teacher, target = std::exp(log_target);
       kl += target * std::max(log_target - student_[ids[i]] * inverse, kImpossible);
       prob_[ids[i]] -= p_.weight * p_.temperature * target;
     }

@@ -30,7 +30,7 @@ def test_agrees_with_whole_logits(
 ) -> None:
     # Of at least one token something is left.
     found = errors(
-        "triton", DEVICE, kind, alpha, T, reverse and kind != "top-k", N=N, vocab=vocab, ignored=min(N - 1, ignored)
+        "triton", DEVICE, kind, alpha, T, reverse and "top-k" not in kind, N=N, vocab=vocab, ignored=min(N - 1, ignored)
     )
     assert max(found) < 1e-5
 
@@ -39,7 +39,7 @@ def test_agrees_with_whole_logits(
 @pytest.mark.parametrize("reverse", [False, True])
 def test_several_blocks_of_a_vocabulary(kind: str, reverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest logit in any block, and a last block that lies in the padding."""
-    if kind == "top-k" and reverse:
+    if "top-k" in kind and reverse:
         return
     monkeypatch.setattr(kernels, "_LARGEST_BLOCK", 16)
     assert max(errors("triton", DEVICE, kind, 0.5, 2.0, reverse, N=9, V=64, vocab=41)) < 1e-5
