@@ -7,6 +7,7 @@ trials lies in the search's files, from which searcher and scheduler are filled 
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
@@ -97,6 +98,7 @@ def run_trials(source: TrialSource, halving: Halving | None, past: Sequence[Tria
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # how a trial ended is a result without a score
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner comes at any verbosity
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the search, as it ends any job
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     judge = _Judge.remote()  # type: ignore[attr-defined]
     searcher = _Source(source)
     scheduler = FIFOScheduler()

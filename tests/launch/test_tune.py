@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
 @pytest.fixture(scope="module")
 def plan(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchPlan:
     # Good; hopeless, so that it is stopped; without bounds, so that it ends in NaN.
-    return make_plan(tmp_path_factory.mktemp("space"), tiny_path, "[5e-3, 1e-7, 1e+30]")[1]
+    return make_plan(tmp_path_factory.mktemp("space"), tiny_path, "[5e-3, 1e-7, 1e+39]")[1]
 
 
 @pytest.fixture(scope="module")
@@ -133,14 +133,29 @@ def test_all_failing_ends_the_search(search: SearchResult, tiny_path: Path, tmp_
         run_search(plan, places)
 
 
-def start(space: Path, home: Path, *arguments: str) -> subprocess.Popen[str]:
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `hgrnx tune`; what is left of it at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def call(*arguments: str) -> subprocess.Popen[str]:
+        started.append(start_tune(*arguments))
+        return started[-1]
+
+    yield call
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def start_tune(*arguments: str) -> subprocess.Popen[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HGRNX", "MLFLOW", "RAY_ADDRESS"))}
-    command = [sys.executable, "-m", "hgrnx.cli", "tune", *(arguments or ["--space", str(space)]), "--home", str(home)]
+    command = [sys.executable, "-m", "hgrnx.cli", "tune", *arguments]
     # A cluster of its own, as a person's: the tests' is another process's.
     return subprocess.Popen(command, env=kept, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 240) -> Any:
+def wait_for(what: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 400) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert process.poll() is None, process.stdout and process.stdout.read()[-3000:]
@@ -149,7 +164,9 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[str], seconds: f
     return found
 
 
-def test_kill_of_the_driver_and_then_of_a_worker(tiny_path: Path, tmp_path: Path) -> None:
+def test_kill_of_the_driver_and_then_of_a_worker(
+    start: Callable[..., subprocess.Popen[str]], tiny_path: Path, tmp_path: Path
+) -> None:
     space, _ = make_plan(tmp_path, tiny_path, "[5e-3, 4.9e-3, 1e-7]")
     space.write_text(space.read_text().replace("{twin: false", "{launch.num_workers: 1, twin: false"))
     home = tmp_path / "home"
@@ -163,7 +180,7 @@ def test_kill_of_the_driver_and_then_of_a_worker(tiny_path: Path, tmp_path: Path
         trials = record()
         return len(trials) > 1 and len(list((runs / trials[1].run / "checkpoints").glob("step-*[0-9]"))) > 0
 
-    process = start(space, home)
+    process = start("--space", str(space), "--home", str(home))
     wait_for(second_has_a_checkpoint, process)
     family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
@@ -175,14 +192,14 @@ def test_kill_of_the_driver_and_then_of_a_worker(tiny_path: Path, tmp_path: Path
     kept = (runs / first.run / "metrics.jsonl").stat().st_mtime_ns
     points = list(second.points)
 
-    process = start(space, home, "--resume")
+    process = start("--resume", "--home", str(home))
 
     def worker() -> psutil.Process | None:
         children = psutil.Process(process.pid).children(recursive=True)
         return next((child for child in children if "RayTrainWorker" in _title(child)), None)
 
     wait_for(worker, process).kill()
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output[-3000:]
     assert "to be continued" in output
     trials = record()
