@@ -21,11 +21,13 @@ import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from rich.console import Console
 
 from hgrnx.config import Recipe, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.errors import UserError
 from hgrnx.launch.ray_train import train_on_ray
+from hgrnx.launch.teacher_cache import ensure_signal
 from hgrnx.launch.trial_board import TrialBoard
 from hgrnx.paths import Places
 from hgrnx.search.trials import Trial
@@ -265,9 +267,12 @@ def _train(job: TrialJob, board: Any, ended: dict[str, Any]) -> None:
     recipe = recipe_from_dict(job.recipe)
     assert isinstance(recipe, Recipe)
     try:
+        dataset = PreparedDataset.open(job.data_dir)
+        # The search has stored what its first recipe needs; another batch or sequence length may need more.
+        ensure_signal(recipe, dataset, job.places, Console(quiet=True))
         train_on_ray(
             recipe,
-            PreparedDataset.open(job.data_dir),
+            dataset,
             job.run_dir,
             job.places,
             title=f"trial {job.number}",

@@ -28,9 +28,11 @@ from hgrnx.errors import UserError
 from hgrnx.launch.capacity import trials_at_once
 from hgrnx.launch.cluster import check_resources, connected
 from hgrnx.launch.jobs import check_writable, job_stages, run_stage
+from hgrnx.launch.live_teacher import measure_live
 from hgrnx.launch.ray_tune import END, Halving, TrialJob, run_trials
 from hgrnx.launch.search_display import shown_search
 from hgrnx.launch.search_request import RECIPE, SPACE
+from hgrnx.launch.teacher_cache import ensure_signal
 from hgrnx.launch.tracked import JobTracking
 from hgrnx.paths import Places
 from hgrnx.report.search_plots import plot_against, plot_parallel
@@ -138,6 +140,7 @@ class Search:
         finished = False
         try:
             self._prepare_teacher()
+            self._prepare_signal()
             self._announce()
             past = self.record.with_status("finished", "stopped")
             try:
@@ -252,6 +255,15 @@ class Search:
         self.facts.set("teacher_seconds", max(seconds, self.facts.elapsed("teacher_seconds")))
         distill = self.base.distill.model_copy(update={"teachers": (name,)})
         self.base = self.base.model_copy(update={"teacher": None, "distill": distill})
+
+    def _prepare_signal(self) -> None:
+        """Store what the teacher says once, if the recipe asks for it, and measure a step with the teacher itself."""
+        recipe = self._single(self.base)
+        with self.facts.clock("signal_seconds"):
+            stored = ensure_signal(recipe, self.dataset, self.places, self.console)
+        if stored is not None and self.facts.get("live_seconds") is None:
+            run_dir = self.places.run_dir(f"{self.folder.name}-live")
+            self.facts.set("live_seconds", measure_live(recipe, self.dataset, run_dir, self.places))
 
     def _announce(self) -> None:
         known = self.record.counts()
@@ -432,7 +444,8 @@ class Search:
 
     def _cost(self, trials: list[Trial]) -> Cost:
         words = int(0.98 * self._trial_words())  # another batch size ends a little earlier
-        return measure_cost(trials, words, self.facts.get("teacher_seconds") or 0.0, 0.0, live_teacher=True)
+        teacher, signal, live = (self.facts.get(f"{name}_seconds") for name in ("teacher", "signal", "live"))
+        return measure_cost(trials, words, teacher or 0.0, signal or 0.0, live)
 
 
 _LOCK = "lock"

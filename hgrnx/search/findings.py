@@ -150,25 +150,36 @@ class Cost:
 
 
 def measure_cost(
-    trials: Sequence[Trial], full_words: int, teacher_seconds: float, signal_seconds: float, live_teacher: bool
+    trials: Sequence[Trial],
+    full_words: int,
+    teacher_seconds: float,
+    signal_seconds: float,
+    live_seconds: float | None,
 ) -> Cost:
     """The cost of a search from its trials.
 
     Args:
         full_words: words of a full training.
-        live_teacher: trials ran the teacher themselves, so that one of them, run to the end, is a full training.
+        live_seconds: of all steps of a full training with the teacher beside the student, extrapolated from some that
+            were measured; None where the trials ran the teacher themselves, so that one of them, run to the end, is a
+            full training.
     """
     counted = [trial for trial in trials if trial.status != "running" and not trial.reused]
     whole = [trial for trial in counted if trial.status == "finished" and trial.words >= full_words]
-    full = sum(trial.seconds for trial in whole) / len(whole) if whole and live_teacher else None
+    full = sum(trial.seconds for trial in whole) / len(whole) if whole else None
     numbers = ", ".join(str(trial.number) for trial in whole)
+    measured = f"the mean of trial{'s' if len(whole) > 1 else ''} {numbers}"
+    if full is not None and live_seconds is not None:
+        # The start of the workers and the evaluations are those of the trials; the steps are not.
+        full += live_seconds - sum(trial.values["seconds"] for trial in whole) / len(whole)
+        measured = f"extrapolated from some of its steps, the rest as in {measured}"
     return Cost(
         sum(trial.status != "failed" for trial in counted),
         sum(trial.seconds for trial in counted),
         teacher_seconds,
         signal_seconds,
         full,
-        f"the mean of trial {numbers}" if len(whole) == 1 else f"the mean of trials {numbers}",
+        measured,
     )
 
 

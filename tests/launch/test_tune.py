@@ -130,6 +130,19 @@ def test_all_failing_ends_the_search(search: SearchResult, tiny_path: Path, tmp_
         run_search(plan_search(load_space(str(path))), places)
 
 
+def test_the_teachers_signal_is_stored_once_for_all_trials(
+    search: SearchResult, tiny_path: Path, tmp_path: Path, places: Places
+) -> None:
+    path, _ = make_plan(tmp_path, tiny_path, "[4e-3, 3e-3]")
+    plan = plan_search(load_space(str(path), {"budget": {"trials": 1}}), overrides=["distill.top_k=16"])
+    found = run_search(plan, places)
+    facts = json.loads((found.folder / "search.json").read_text())
+    assert found.best.status == "finished" and facts["live_seconds"] > 0 and facts["signal_seconds"] > 0
+    assert len(list(places.signals.glob("tiny-teacher-*-top16-*/*.bin"))) == 1
+    assert not list(places.runs.glob("*-live"))
+    assert "extrapolated from some of its steps" in (found.folder / "summary.md").read_text()
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `hgrnx tune`; what is left of it at the end is killed."""

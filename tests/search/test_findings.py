@@ -86,11 +86,13 @@ def test_the_cost_counts_everything_against_full_trainings() -> None:
         Trial(8, "x", {}, "failed", "NaN", seconds=5.0),
         finished(9, {RATE: 1e-3, WEIGHT: 0.5}, reused=True),  # cost nothing here
     ]
-    cost = measure_cost(trials, 4000, teacher_seconds=30.0, signal_seconds=8.0, live_teacher=True)
+    cost = measure_cost(trials, 4000, teacher_seconds=30.0, signal_seconds=8.0, live_seconds=None)
     assert cost.trials == 8 and cost.full_seconds == 50.0
     assert cost.spent == 40 + 60 + 6 * 12 + 5 + 30 + 8
     assert cost.share == pytest.approx(215 / (8 * 50))
     assert "54% of 8 full distillations" in cost.sentence() and "trials 0, 1" in cost.sentence()
-    unknown = measure_cost(trials, 5000, 30.0, 0.0, live_teacher=True)
+    unknown = measure_cost(trials, 5000, 30.0, 0.0, None)
     assert unknown.share is None and "no full training was measured" in unknown.sentence()
-    assert measure_cost(trials, 4000, 30.0, 8.0, live_teacher=False).share is None  # cached ones are no full ones
+    # From stored signals: of the 50 s, 30 were steps; beside the teacher these would have been 45.
+    stored = measure_cost(trials, 4000, 30.0, 8.0, 45.0)
+    assert stored.full_seconds == 65.0 and "extrapolated" in stored.sentence()
