@@ -40,7 +40,7 @@ def hgrnx(*arguments: str, home: Path, **environment: str) -> subprocess.Complet
         (["generate", "nobody", "--top-p", "0"], ["top_p=0.0", "more than 0"]),
         (["compare", "nobody"], ["no run 'nobody'"]),
         (["tune", "--track", "strict-smal"], ["no space for the track 'strict-smal'", "strict-small"]),
-        (["tune", "distil.weight=1"], ["did you mean distill.weight?"]),
+        (["tune", "distil.weight=1"], ["did you mean distill?"]),
         (["tune", "--resume"], ["no search", "hgrnx tune --track demo"]),
         (["tune", "--resume", "--trials", "3"], ["--resume takes the settings of the last search"]),
         (["runs", "nobody"], ["no run 'nobody'"]),

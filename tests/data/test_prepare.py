@@ -205,7 +205,7 @@ def test_progress_ends_complete(write: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-@pytest.mark.parametrize("where", [(shards, "_write"), (text_store, "write_json"), (module, "write_json")])
+@pytest.mark.parametrize("where", [(shards, "write_pieces"), (text_store, "write_json"), (module, "write_json")])
 def test_a_disk_that_refuses_leaves_nothing(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, where: tuple[Any, str]
 ) -> None:

@@ -71,11 +71,11 @@ def test_what_was_asked_of_these_weights_is_not_asked_again(
     asked: list[str] = []
     score = task.score
 
-    def counted(subtask: str, scorer: Any) -> Any:
+    def counted(subtask: str, scorer: Any, items: slice) -> Any:
         asked.append(subtask)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return score(subtask, scorer)
+        return score(subtask, scorer, items)
 
     monkeypatch.setattr(task, "score", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -133,9 +133,9 @@ def test_ranks_share_the_subtasks_and_stop_together(
     asked: list[tuple[int, str]] = []
     score, ranks = task.score, Ranks(2)
 
-    def counted(subtask: str, scorer: Any) -> Any:
+    def counted(subtask: str, scorer: Any, items: slice) -> Any:
         asked.append((threading.get_ident(), subtask))
-        return score(subtask, scorer)
+        return score(subtask, scorer, items)
 
     def work(rank: int) -> None:
         gather = lambda value: ranks.gather(rank, value)
@@ -148,10 +148,10 @@ def test_ranks_share_the_subtasks_and_stop_together(
     score_point(model, tokenizer, 0, [task], tmp_path / "one", 1, 10)
     assert read_point(tmp_path / "two", 1) == read_point(tmp_path / "one", 1)
 
-    def broken(subtask: str, scorer: Any) -> Any:
+    def broken(subtask: str, scorer: Any, items: slice) -> Any:
         if subtask == task.subtasks[1]:  # the second rank's
             raise UserError("item 3 has no score")
-        return score(subtask, scorer)
+        return score(subtask, scorer, items)
 
     monkeypatch.setattr(task, "score", broken)
     with torch.no_grad():
