@@ -22,6 +22,30 @@ from hgrnx.config.sections import (
 
 _R = TypeVar("_R", bound="_CommonRecipe")
 
+ADDED_LATER: dict[str, dict[str, Any]] = {
+    "model": {"use_short_conv": False, "conv_size": 4},
+    "training": {
+        "seq_len_warmup": None,
+        "schedule": "linear",
+        "decay": "20%",
+        "optimizer": "adamw",
+        "momentum": 0.95,
+        "weight_average": None,
+    },
+    "distill": {
+        "final_weight": None,
+        "final_temperature": None,
+        "reverse_kl": False,
+        "hidden_weight": 0.0,
+        "generations": 1,
+    },
+}
+"""Keys that came after the first runs, by section, with the value that means what was done without them.
+
+A key with that value is no part of a run's identity, so that earlier runs are still found. Where a default
+changes, this does not.
+"""
+
 
 class _CommonRecipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,60}$")
@@ -56,6 +80,12 @@ class Recipe(_CommonRecipe):
     model: ModelConfig = Field(default_factory=HGRN2Config)
     distill: DistillConfig | None = None
 
+    @model_validator(mode="after")
+    def _one_generation(self) -> Recipe:
+        if self.distill is not None and self.distill.generations > 1:
+            raise ValueError("distill.generations is of a job with a 'student' section; this recipe is a single run")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """What decides the resulting weights: everything but where it is computed and how often it is measured."""
         content = self.model_dump(mode="json", exclude={"launch", "evaluation"})
@@ -66,6 +96,10 @@ class Recipe(_CommonRecipe):
             del data["cleaning"]["decontaminate"]["benchmarks"]
         for key in ("checkpoint_every", "keep_checkpoints", "word_milestones", "log_every"):
             del content["training"][key]
+        for section, keys in ADDED_LATER.items():
+            content[section] = content[section] and {
+                key: value for key, value in content[section].items() if key not in keys or value != keys[key]
+            }
         return content
 
 
@@ -93,10 +127,16 @@ class DistillRecipe(_CommonRecipe):
             return None
         return self._stage("teacher", self.teacher, seed=self.seed + 1_000)
 
-    def student_recipe(self, teachers: Sequence[str]) -> Recipe:
-        """The student's run, learning from ``teachers`` (run folders or Hugging Face folders)."""
-        distill = self.distill.model_copy(update={"teachers": tuple(teachers)})
-        return self._stage("student", self.student, seed=self.seed, distill=distill)
+    def student_recipe(self, teachers: Sequence[str], generation: int = 1) -> Recipe:
+        """The student's run, learning from ``teachers`` (run folders or Hugging Face folders).
+
+        Later generations have other seeds, so that teacher and student do not start as one model.
+        """
+        distill = self.distill.model_copy(update={"teachers": tuple(teachers), "generations": 1})
+        stage, seed = "student", self.seed
+        if generation > 1:
+            stage, seed = f"student-{generation}", self.seed + 1_000 * generation
+        return self._stage(stage, self.student, seed=seed, distill=distill)
 
     def twin_recipe(self) -> Recipe:
         """The undistilled twin's run: the student's recipe without the teacher."""
