@@ -73,6 +73,15 @@ class _CommonRecipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _muon_has_its_matrices(self: _R) -> _R:
+        if self.training.optimizer == "muon" and self.launch.engine == "deepspeed" and self.launch.zero_stage == 3:
+            raise ValueError(
+                "training.optimizer=muon does not go with launch.zero_stage=3, which cuts every matrix up among the "
+                "workers: use launch.zero_stage=2 or less"
+            )
+        return self
+
 
 class Recipe(_CommonRecipe):
     """One training run; with ``distill``, from the teachers named there."""

@@ -87,7 +87,10 @@ def job_stages(recipe: AnyRecipe, dataset: PreparedDataset, runs: Path) -> dict[
     if teacher is not None:
         stages["teacher"] = teacher
         teachers = (run_name(teacher, dataset.hash),)
-    stages["student"] = recipe.student_recipe(teachers)
+    for generation in range(1, recipe.distill.generations + 1):
+        student = recipe.student_recipe(teachers, generation)
+        stages["student" if generation == 1 else f"student-{generation}"] = student
+        teachers = (run_name(student, dataset.hash),)
     if recipe.twin:
         stages["twin"] = recipe.twin_recipe()
     return stages

@@ -59,11 +59,7 @@ class DeepSpeedEngine(Engine):
         self.rank, self.world_size = rank_and_world()
         self.micro_steps = micro_steps_per_step(training, launch, self.world_size)
         self._stage = launch.zero_stage
-        if training.optimizer == "muon" and self._stage == 3:
-            raise UserError(
-                "training.optimizer=muon does not work with launch.zero_stage=3, which cuts every matrix up among the "
-                "processes. Use launch.zero_stage=2, or training.optimizer=adamw."
-            )
+        assert training.optimizer != "muon" or self._stage < 3, "the recipe is refused"
         self._max_grad_norm = training.max_grad_norm
         self._micro = 0
         module = module.to(self.device)
