@@ -195,13 +195,11 @@ class DeepSpeedEngine(Engine):
         to their states when only the first group has any.
         """
         zero = self._engine.optimizer
+        # Below stage 3 the optimizer's parameters are what it steps.
+        tensors: dict[Any, tuple[str, ...]] = dict(moments_of(self._optimizer))
         if self._stage == 3:
-            tensors = [(tensor, MOMENTS) for tensor in zero.fp32_partitioned_groups_flat]  # internal
-        else:
-            tensors = list(
-                moments_of(self._optimizer).items()
-            )  # below it, the optimizer's parameters are what it steps
-        for tensor, moments in tensors:
+            tensors = dict.fromkeys(zero.fp32_partitioned_groups_flat, MOMENTS)  # internal
+        for tensor, moments in tensors.items():
             self._optimizer.state[tensor] = {
                 "step": torch.tensor(float(updates), device=self.device),
                 **{moment: torch.zeros_like(tensor) for moment in moments},
