@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -266,8 +267,9 @@ LATER = [
 
 @pytest.mark.parametrize(("section", "key", "value"), LATER)
 def test_a_key_added_later_counts_where_it_is_used(section: str, key: str, value: object) -> None:
-    values = {"name": "x", "distill": {"teachers": ["t"], "weight": 0.5, "temperature": 2.0}}
-    before, after = recipe_from_dict(values), recipe_from_dict({**values, section: {**values.get(section, {}), key: value}})  # type: ignore[dict-item]
+    values: dict[str, Any] = {"name": "x", "distill": {"teachers": ["t"], "weight": 0.5, "temperature": 2.0}}
+    changed = {**values, section: {**dict(values.get(section, {})), key: value}}
+    before, after = recipe_from_dict(values), recipe_from_dict(changed)
     assert isinstance(before, Recipe) and isinstance(after, Recipe)
     assert run_name(before, "0") != run_name(after, "0")
     known = {(section, key) for section, keys in ADDED_LATER.items() for key in keys}
