@@ -268,7 +268,9 @@ def moments_by_name(
 
 def check_state(state: EngineState, shapes: Mapping[str, torch.Size], moments: Mapping[str, tuple[str, ...]]) -> None:
     """Raise :class:`UserError` unless weights and moments are those of a model with these parameters."""
-    expected = {moment: {n: shapes[n] for n in shapes if moment in moments[n]} for moment in chain(*moments.values())}
+    expected = {
+        moment: {n: shapes[n] for n in shapes if moment in moments[n]} for moment in {*chain(*moments.values())}
+    }
     if absent := sorted(expected.keys() - state.optimizer.keys()):
         raise UserError(f"The checkpoint lacks the optimizer's {' and '.join(absent)}. Start anew with --fresh.")
     found = {"weights": state.weights, **state.optimizer}
