@@ -139,3 +139,17 @@ def test_pieces_double_evenly(dataset: PreparedDataset) -> None:  # noqa: F811
         20,
         1,
     ]
+
+
+def test_a_divergence_that_is_not_computed_in_some_steps_is_a_mean_over_the_others(
+    dataset: PreparedDataset,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    run_training(recipe(training={"duration": "2 steps"}), dataset, tmp_path / "teacher")
+    distill = {"teachers": ["teacher"], "weight": 0.5, "final_weight": 0.0}
+    kl = []
+    for every in (1, 2):
+        chosen = training(duration="2 steps", learning_rate=1e-30, weight_decay=0.0, log_every=every)
+        run_training(recipe(distill=distill, training=chosen), dataset, tmp_path / f"every-{every}")
+        kl.append([line["train/kl"] for line in lines(tmp_path / f"every-{every}") if "train/kl" in line])
+    assert len(kl[0]) == 1 and kl[1] == pytest.approx(kl[0], rel=1e-6)
