@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +27,7 @@ from hgrnx.config import (
     shipped_recipes,
     to_yaml,
 )
+from hgrnx.config.recipes import ADDED_LATER
 from hgrnx.errors import UserError
 
 
@@ -265,3 +267,78 @@ def test_what_is_measured_does_not_change_the_run() -> None:
     assert run_name(scored, "h") == run_name(plain, "h")
     for best in ("pairs/island_effects/accuracy", "tasks/blimp/island_effects/accuracy"):  # checked with the data
         recipe_from_dict({"name": "x", "evaluation": {"tasks": ["blimp"], "best": best}})
+
+
+def test_keys_added_later_leave_the_names_of_earlier_runs() -> None:
+    """These names are those of finished runs, from before the keys were there."""
+    demo, small = load_recipe("demo"), load_recipe("strict-small-cpu")
+    assert isinstance(demo, DistillRecipe) and isinstance(small, DistillRecipe)
+    teacher = demo.teacher_recipe()
+    assert teacher is not None and run_name(teacher, "0") == "demo-teacher-5dd26dd3"
+    assert run_name(demo.student_recipe(["t"]), "0") == "demo-student-31fdad71"
+    assert run_name(small.student_recipe(["t"]), "0") == "strict-small-cpu-student-2256f52e"
+    paper = load_recipe("hgrn2-360m")
+    assert isinstance(paper, Recipe) and run_name(paper, "0") == "hgrn2-360m-8f07a538"
+    assert run_name(Recipe(name="x", model=MambaConfig()), "0") == "x-e4bf9e98"
+
+
+LATER = [
+    (section, key, value)
+    for section, keys in {
+        "model": {"use_short_conv": True, "conv_size": 3},
+        "training": {
+            "seq_len_warmup": {"first": 32},
+            "schedule": "wsd",
+            "decay": "5%",
+            "optimizer": "muon",
+            "momentum": 0.9,
+            "weight_average": {},
+        },
+        "distill": {
+            "final_weight": 0.1,
+            "final_temperature": 1.0,
+            "reverse_kl": True,
+            "hidden_weight": 0.5,
+            "top_k": 8,
+        },
+    }.items()
+    for key, value in keys.items()
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value"), LATER)
+def test_a_key_added_later_counts_where_it_is_used(section: str, key: str, value: object) -> None:
+    values: dict[str, Any] = {"name": "x", "distill": {"teachers": ["t"], "weight": 0.5, "temperature": 2.0}}
+    changed = {**values, section: {**dict(values.get(section, {})), key: value}}
+    before, after = recipe_from_dict(values), recipe_from_dict(changed)
+    assert isinstance(before, Recipe) and isinstance(after, Recipe)
+    assert run_name(before, "0") != run_name(after, "0")
+    known = {(section, key) for section, keys in ADDED_LATER.items() for key in keys}
+    assert known == {(section, key) for section, key, _ in LATER} | {("distill", "generations")}
+
+
+def test_impossible_combinations_of_the_training_are_refused(tmp_path: Path) -> None:
+    for change, message in (
+        ("training.seq_len_warmup.first=96", "seq_len_warmup.first=96 must be training.seq_len=512 divided by 2, 4, 8"),
+        ("training.seq_len_warmup.first=512", "first=512 must be"),
+        ("distill.generations=2", "this recipe is a single run"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_recipe(write(tmp_path, "name: x"), [change])
+    muon = ["training.optimizer=muon", "launch.zero_stage=3"]
+    with pytest.raises(UserError, match=r"training\.optimizer=muon does not go with launch\.zero_stage=3"):
+        load_recipe(write(tmp_path, "name: x"), muon)
+    load_recipe(write(tmp_path, "name: x"), [*muon, "launch.engine=torch"])
+
+
+def test_each_generation_of_students_has_a_name_and_a_seed() -> None:
+    recipe = load_recipe("demo", ["distill.generations=3", "seed=7"])
+    assert isinstance(recipe, DistillRecipe)
+    students = [recipe.student_recipe(["t"], generation) for generation in (1, 2, 3)]
+    assert [student.name for student in students] == ["demo-student", "demo-student-2", "demo-student-3"]
+    assert [student.seed for student in students] == [7, 2007, 3007]
+    teacher = recipe.teacher_recipe()
+    assert teacher is not None and teacher.seed == 1007
+    alone = load_recipe("demo", ["seed=7"])
+    assert isinstance(alone, DistillRecipe)
+    assert students[0] == alone.student_recipe(["t"]), "a first generation is a student like any"

@@ -23,6 +23,10 @@ class HGRN2Config(Section):
     """The gated MLP is ``hidden_ratio * hidden_size * 2/3`` wide, rounded up to a multiple of 256."""
     use_lower_bound: bool = True
     """Learned lower bounds for the forget gates, growing with depth."""
+    use_short_conv: bool = False
+    """A short causal convolution of each channel before the recurrence's queries, gates and inputs."""
+    conv_size: int = Field(default=4, ge=2)
+    """Tokens that ``use_short_conv`` sees."""
     norm_eps: float = Field(default=1e-6, gt=0)
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the output head."""

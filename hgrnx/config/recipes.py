@@ -22,6 +22,31 @@ from hgrnx.config.sections import (
 
 _R = TypeVar("_R", bound="_CommonRecipe")
 
+ADDED_LATER: dict[str, dict[str, Any]] = {
+    "model": {"use_short_conv": False, "conv_size": 4},
+    "training": {
+        "seq_len_warmup": None,
+        "schedule": "linear",
+        "decay": "20%",
+        "optimizer": "adamw",
+        "momentum": 0.95,
+        "weight_average": None,
+    },
+    "distill": {
+        "final_weight": None,
+        "final_temperature": None,
+        "reverse_kl": False,
+        "hidden_weight": 0.0,
+        "generations": 1,
+        "top_k": None,
+    },
+}
+"""Keys that came after the first runs, by section, with the value that means what was done without them.
+
+A key with that value is no part of a run's identity, so that earlier runs are still found. Where a default
+changes, this does not.
+"""
+
 
 class _CommonRecipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,60}$")
@@ -49,12 +74,27 @@ class _CommonRecipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _muon_has_its_matrices(self: _R) -> _R:
+        if self.training.optimizer == "muon" and self.launch.engine == "deepspeed" and self.launch.zero_stage == 3:
+            raise ValueError(
+                "training.optimizer=muon does not go with launch.zero_stage=3, which cuts every matrix up among the "
+                "workers: use launch.zero_stage=2 or less"
+            )
+        return self
+
 
 class Recipe(_CommonRecipe):
     """One training run; with ``distill``, from the teachers named there."""
 
     model: ModelConfig = Field(default_factory=HGRN2Config)
     distill: DistillConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_generation(self) -> Recipe:
+        if self.distill is not None and self.distill.generations > 1:
+            raise ValueError("distill.generations is of a job with a 'student' section; this recipe is a single run")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What decides the resulting weights: everything but where it is computed and how often it is measured."""
@@ -66,8 +106,10 @@ class Recipe(_CommonRecipe):
             del data["cleaning"]["decontaminate"]["benchmarks"]
         for key in ("checkpoint_every", "keep_checkpoints", "word_milestones", "log_every"):
             del content["training"][key]
-        if content["distill"] is not None and content["distill"]["top_k"] is None:
-            del content["distill"]["top_k"]  # names of runs from before this key stay what they were
+        for section, keys in ADDED_LATER.items():
+            content[section] = content[section] and {
+                key: value for key, value in content[section].items() if key not in keys or value != keys[key]
+            }
         return content
 
 
@@ -95,10 +137,16 @@ class DistillRecipe(_CommonRecipe):
             return None
         return self._stage("teacher", self.teacher, seed=self.seed + 1_000)
 
-    def student_recipe(self, teachers: Sequence[str]) -> Recipe:
-        """The student's run, learning from ``teachers`` (run folders or Hugging Face folders)."""
-        distill = self.distill.model_copy(update={"teachers": tuple(teachers)})
-        return self._stage("student", self.student, seed=self.seed, distill=distill)
+    def student_recipe(self, teachers: Sequence[str], generation: int = 1) -> Recipe:
+        """The student's run, learning from ``teachers`` (run folders or Hugging Face folders).
+
+        Later generations have other seeds, so that teacher and student do not start as one model.
+        """
+        distill = self.distill.model_copy(update={"teachers": tuple(teachers), "generations": 1})
+        stage, seed = "student", self.seed
+        if generation > 1:
+            stage, seed = f"student-{generation}", self.seed + 1_000 * generation
+        return self._stage(stage, self.student, seed=seed, distill=distill)
 
     def twin_recipe(self) -> Recipe:
         """The undistilled twin's run: the student's recipe without the teacher."""

@@ -73,6 +73,24 @@ class DataConfig(Section):
     """Seed of the demo grammar, and of the sample where a track is sampled."""
 
 
+class WeightAverageConfig(Section):
+    """An exponential moving average of the weights over the steps, without a trace of the initial weights."""
+
+    half_life: Duration = "2%"
+    """How long it takes until a step's weights count half as much."""
+    every: int = Field(default=10, ge=1)
+    """Steps between two that are looked at."""
+
+
+class SeqLenWarmupConfig(Section):
+    """Sequences are cut into 2^k pieces that do not see each other; k falls evenly to 0."""
+
+    first: int = Field(default=64, ge=1)
+    """Tokens in a piece at the beginning: ``seq_len`` divided by a power of two."""
+    duration: Duration = "30%"
+    """When the sequences are whole."""
+
+
 class TrainingConfig(Section):
     """How the weights are fitted. Batches are global: workers and accumulation do not change them."""
 
@@ -84,12 +102,22 @@ class TrainingConfig(Section):
     """Tokens in a sequence."""
     reset_state: Literal["never", "document"] = "never"
     """Sequences are cut from all documents in a row; ``document``: none sees what was before it (``cu_seqlens``)."""
+    seq_len_warmup: SeqLenWarmupConfig | None = None
+    """Begin with the sequences cut into shorter ones; tokens and words of a batch stay the same."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate, reached after the warm-up."""
     final_learning_rate: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate of the last step, as a share of the peak; the schedule falls linearly to it."""
+    """Learning rate of the last step, as a share of the peak; the schedule falls to it."""
     warmup: Duration = "5%"
     """Linear warm-up from zero."""
+    schedule: Literal["linear", "cosine", "wsd"] = "linear"
+    """How the rate falls after the warm-up: in a line, as half a cosine, or (``wsd``) only at the end, in a line."""
+    decay: Duration = "20%"
+    """Length of the fall of ``wsd`` (warm-up, stable, decay), up to the last step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """``muon`` (arXiv 2502.16982) for the matrices inside the model, AdamW for the rest, with one learning rate."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's momentum."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates."""
     eps: float = Field(default=1e-8, gt=0)
@@ -100,6 +128,8 @@ class TrainingConfig(Section):
     """Gradients are scaled down to this global norm."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """``bf16``: float32 weights, bfloat16 autocast."""
+    weight_average: WeightAverageConfig | None = None
+    """Average the weights over the steps; evaluation, exports and teachers then take the average."""
     checkpoint_every: Duration = "10%"
     """Period of checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -108,6 +138,17 @@ class TrainingConfig(Section):
     """Also keep the weights after 1M, 2M ... 10M, 20M ... 100M, 200M ... 1B words seen, as BabyLM asks for."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of metrics."""
+
+    @model_validator(mode="after")
+    def _pieces_divide(self) -> TrainingConfig:
+        if self.seq_len_warmup is not None:
+            pieces, rest = divmod(self.seq_len, self.seq_len_warmup.first)
+            if rest or pieces < 2 or pieces & (pieces - 1):
+                raise ValueError(
+                    f"training.seq_len_warmup.first={self.seq_len_warmup.first} must be training.seq_len="
+                    f"{self.seq_len} divided by 2, 4, 8 or another power of two"
+                )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -170,8 +211,18 @@ class DistillConfig(Section):
 
     weight: float = Field(default=0.5, ge=0, le=1)
     """Share of the teacher's signal in the loss."""
+    final_weight: float | None = Field(default=None, ge=0, le=1)
+    """The weight at the last step, reached in a line from ``weight`` at the first; constant when absent."""
     temperature: float = Field(default=1.0, gt=0)
     """Softens teacher and student; the KL is scaled by its square (Hinton et al., arXiv 1503.02531)."""
+    final_temperature: float | None = Field(default=None, gt=0)
+    """The temperature at the last step, likewise."""
+    reverse_kl: bool = False
+    """KL(student || teacher) instead (MiniLLM, arXiv 2306.08543)."""
+    hidden_weight: float = Field(default=0.0, ge=0)
+    """Adds this times 1 - cosine of student's and teacher's last hidden states, which must have one width."""
+    generations: int = Field(default=1, ge=1)
+    """Students trained one after the other, each from the one before (born-again networks, arXiv 1805.04770)."""
     teachers: tuple[str, ...] = ()
     """Names of runs or Hugging Face folders to learn from. When empty, the job trains its own teacher first."""
     top_k: int | None = Field(default=None, ge=1)
@@ -187,9 +238,15 @@ class DistillConfig(Section):
                 f"distill.top_k={self.top_k} stores the signal of one teacher, and distill.teachers names "
                 f"{len(self.teachers)}: leave top_k out, so that they run beside the student, or name one"
             )
-        if self.temperature < SIGNAL_TEMPERATURES[0]:
+        for key, temperature in (("temperature", self.temperature), ("final_temperature", self.final_temperature)):
+            if temperature is not None and temperature < SIGNAL_TEMPERATURES[0]:
+                raise ValueError(
+                    f"distill.{key}={temperature:g} is below {SIGNAL_TEMPERATURES[0]:g}, the lowest at which a "
+                    "stored signal (distill.top_k) is known: raise it, or leave top_k out"
+                )
+        if self.reverse_kl or self.hidden_weight:
             raise ValueError(
-                f"distill.temperature={self.temperature:g} is below {SIGNAL_TEMPERATURES[0]:g}, the lowest at which a "
-                "stored signal (distill.top_k) is known: raise it, or leave top_k out"
+                "distill.reverse_kl and distill.hidden_weight need the teacher itself beside the student: leave "
+                "distill.top_k out"
             )
         return self

@@ -38,6 +38,13 @@ class MicroBatch(NamedTuple):
     chunks: tuple[int, ...]
     """Which M chunks of the stream these are."""
 
+    def cut(self, length: int) -> MicroBatch:
+        """The same tokens in the same order, in sequences of ``length`` tokens, which divides theirs."""
+        if self.cu_seqlens is None:
+            return self._replace(inputs=self.inputs.reshape(-1, length), targets=self.targets.reshape(-1, length))
+        starts = torch.arange(0, self.inputs.numel(), length)
+        return self._replace(cu_seqlens=torch.cat([self.cu_seqlens, starts]).unique())
+
 
 PREFETCHED = 4
 """Batches made ahead."""

@@ -119,7 +119,10 @@ def _stages(recipe: AnyRecipe) -> Iterator[tuple[str, Recipe, list[ModelConfig]]
         if single is not None:
             yield "teacher", single, []
         teachers = [recipe.teacher] if recipe.teacher is not None else [recipe.student] * len(recipe.distill.teachers)
-        yield "student", recipe.student_recipe(()), teachers
+        for generation in range(1, recipe.distill.generations + 1):
+            student = recipe.student_recipe((), generation)
+            yield student.name.removeprefix(f"{recipe.name}-"), student, teachers
+            teachers = [recipe.student]
         if recipe.twin and recipe.student != recipe.teacher:
             yield "twin", recipe.twin_recipe(), []
     else:

@@ -106,7 +106,10 @@ def job_stages(recipe: AnyRecipe, dataset: PreparedDataset, runs: Path) -> dict[
     if teacher is not None:
         stages["teacher"] = teacher
         teachers = (run_name(teacher, dataset.hash),)
-    stages["student"] = recipe.student_recipe(teachers)
+    for generation in range(1, recipe.distill.generations + 1):
+        student = recipe.student_recipe(teachers, generation)
+        stages[student.name.removeprefix(f"{recipe.name}-")] = student
+        teachers = (run_name(student, dataset.hash),)
     if recipe.twin:
         stages["twin"] = recipe.twin_recipe()
     return stages
@@ -145,7 +148,8 @@ class _Job:
             finished = True
         finally:
             self.tracking.finish(parent, finished)
-        shown = self.runs.get("student") or next(iter(self.runs.values()))
+        students = [run for label, run in self.runs.items() if label.startswith("student")]
+        shown = students[-1] if students else next(iter(self.runs.values()))
         self.console.print(
             f"\nTable and plots   {self.folder}\n"
             f"Curves and scores hgrnx ui      (MLflow run '{self.folder.name}')\n"

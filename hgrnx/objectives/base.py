@@ -24,7 +24,7 @@ class ObjectiveOutput(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # a tuple's own method of that name is of no use here
     """Valid tokens, an int64 scalar."""
     metrics: dict[str, Tensor]
-    """Detached float32 sums: ``cross_entropy``, and ``kl`` when distilling."""
+    """Detached float32 sums: ``cross_entropy``, and when distilling ``kl`` and ``hidden_distance``, if they count."""
 
 
 class Objective(Protocol):

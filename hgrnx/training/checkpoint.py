@@ -1,9 +1,10 @@
 """Checkpoints on disk: one format for every engine, ZeRO stage and number of processes.
 
-``step-00000120/`` holds ``model.safetensors`` (weights by name), ``optimizer.safetensors`` (``exp_avg/NAME``,
-``exp_avg_sq/NAME``) and ``state.json`` (step, the caller's ``meta``, size and SHA-256 of the other two, and a
-SHA-256 of itself). A folder is written aside under another name, flushed to the disk and renamed; then the
-file ``LAST`` names it. So a kill at any instant leaves the previous checkpoint whole and findable.
+``step-00000120/`` holds ``model.safetensors`` (weights by name), ``optimizer.safetensors`` (such as ``exp_avg/NAME``,
+``exp_avg_sq/NAME``; where the weights are an average also ``weights/NAME``, which the training goes on from) and
+``state.json`` (step, the caller's ``meta``, size and SHA-256 of the other two, and a SHA-256 of itself). A folder is
+written aside under another name, flushed to the disk and renamed; then the file ``LAST`` names it. So a kill at any
+instant leaves the previous checkpoint whole and findable.
 
 Weights that are kept to be looked at, not to go on from, are in folders of the same form without the optimizer.
 

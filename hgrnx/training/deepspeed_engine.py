@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,6 @@ from hgrnx.config import LaunchConfig, TrainingConfig
 from hgrnx.errors import UserError
 from hgrnx.training.distributed import rank_and_world
 from hgrnx.training.engine import (
-    MOMENTS,
     Engine,
     EngineState,
     check_all_micro,
@@ -34,9 +33,11 @@ from hgrnx.training.engine import (
     choose_device,
     cpu_copy,
     micro_steps_per_step,
+    moments_by_name,
     trained_parameters,
 )
-from hgrnx.training.optim import make_optimizer
+from hgrnx.training.muon import Shards
+from hgrnx.training.optim import MOMENTS, make_optimizer, moments_of
 
 if TYPE_CHECKING:
     from hgrnx.objectives import ObjectiveModule, ObjectiveOutput
@@ -58,6 +59,7 @@ class DeepSpeedEngine(Engine):
         self.rank, self.world_size = rank_and_world()
         self.micro_steps = micro_steps_per_step(training, launch, self.world_size)
         self._stage = launch.zero_stage
+        assert training.optimizer != "muon" or self._stage < 3, "the recipe is refused"
         self._max_grad_norm = training.max_grad_norm
         self._micro = 0
         module = module.to(self.device)
@@ -66,12 +68,15 @@ class DeepSpeedEngine(Engine):
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
         size = sum(shape.numel() for shape in self._shapes.values())
         self._optimizer = make_optimizer(module.model, training)
+        self._moments = moments_by_name(self._parameters, self._optimizer)
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=self._optimizer,
             config=_settings(training, self._stage, self.world_size, self.micro_steps, min(_BUCKET, size)),
             dist_init_required=False if deepspeed.comm.is_initialized() else None,
         )
+        if self._stage in (1, 2):
+            self._tell_muon_its_shards()
         self._make_moments(0)
 
     def forward(
@@ -97,24 +102,28 @@ class DeepSpeedEngine(Engine):
         self._micro = 0
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
-    def weights(self) -> dict[str, Tensor]:
-        return {name: self._whole(parameter, None) for name, parameter in self._parameters.items()}
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self._parameters.items():
+            # Below stage 3 every rank has the whole float32 weights anyway.
+            yield name, safe_get_full_fp32_param(parameter) if self._stage == 3 else parameter.detach()
 
     def state(self) -> EngineState:
-        moments = {
-            moment: {name: self._whole(parameter, moment) for name, parameter in self._parameters.items()}
-            for moment in MOMENTS
-        }
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in self._parameters.items():
+            for moment in self._moments[name]:
+                moments.setdefault(moment, {})[name] = self._whole_moment(parameter, moment)
         (updates,) = {int(found["step"]) for found in self._optimizer.state.values()}
         return EngineState(self.weights(), moments, updates)
 
     @torch.no_grad()
     def load_state(self, state: EngineState) -> None:
-        check_state(state, self._shapes)
+        check_state(state, self._shapes, self._moments)
         self._make_moments(state.optimizer_step)
         for name, parameter in self._parameters.items():
             self._fill(parameter, state.weights[name], None)
-            for moment in MOMENTS:
+            for moment in self._moments[name]:
                 self._fill(parameter, state.optimizer[moment][name], moment)
         self._engine.optimizer.zero_grad()
         self._micro = 0
@@ -130,19 +139,26 @@ class DeepSpeedEngine(Engine):
                 parameter.grad = None  # AdamW passes it over, as stages 1 to 3 do with such a step
         return norm
 
-    def _whole(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
-        """The weights (``moment`` None) or a moment of ``parameter``, gathered from all ranks."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    def _tell_muon_its_shards(self) -> None:
+        """Stages 1 and 2 put one flat tensor, this rank's part of the group, in the place of a group's matrices."""
+        zero = self._engine.optimizer
+        for number, group in enumerate(self._optimizer.param_groups):
+            if group.get("muon"):
+                # Internal: the group's parameters in the order in which they lie in the flat tensor, and where.
+                places = zip(zero.round_robin_bit16_groups[number], zero.round_robin_bit16_offsets[number], strict=True)
+                matrices = [(offset, parameter.shape) for parameter, offset in places]
+                group["shards"] = Shards(self.rank, self.world_size, matrices)
 
-        if moment is None:
-            # Below stage 3 every rank has the whole float32 weights anyway.
-            return cpu_copy(safe_get_full_fp32_param(parameter) if self._stage == 3 else parameter)
+    def _whole_moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        """A moment of ``parameter``, gathered from all ranks."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
         if self._stage == 0:  # the getter knows sharded states only
             return cpu_copy(self._optimizer.state[parameter][moment])
         return cpu_copy(safe_get_full_optimizer_state(parameter, moment))
 
     def _fill(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
-        """The inverse of :meth:`_whole`: every rank takes its part of ``value``."""
+        """Every rank takes its part of ``value``: the weights (``moment`` None) or a moment of ``parameter``."""
         from deepspeed.utils import (
             safe_set_full_fp32_param,
             safe_set_full_optimizer_state,
@@ -175,22 +191,20 @@ class DeepSpeedEngine(Engine):
             parameter.data.copy_(value)
 
     def _make_moments(self, updates: int) -> None:
-        """Give AdamW the state it otherwise makes in its first step, so that it can be read and filled.
+        """Give the optimizer the state it otherwise makes in its first step, so that it can be read and filled.
 
         DeepSpeed alone would not do: in the first step at stages 1 and 2 it links the parameters of all groups
         to their states when only the first group has any.
         """
         zero = self._engine.optimizer
-        if self._stage == 0:
-            tensors = list(self._parameters.values())
-        elif self._stage == 3:
-            tensors = zero.fp32_partitioned_groups_flat  # internal
-        else:
-            tensors = zero.single_partition_of_fp32_groups  # internal
-        for tensor in tensors:
+        # Below stage 3 the optimizer's parameters are what it steps.
+        tensors: dict[Any, tuple[str, ...]] = dict(moments_of(self._optimizer))
+        if self._stage == 3:
+            tensors = dict.fromkeys(zero.fp32_partitioned_groups_flat, MOMENTS)  # internal
+        for tensor, moments in tensors.items():
             self._optimizer.state[tensor] = {
                 "step": torch.tensor(float(updates), device=self.device),
-                **{moment: torch.zeros_like(tensor) for moment in MOMENTS},
+                **{moment: torch.zeros_like(tensor) for moment in moments},
             }
         if self._stage in (1, 2):
             # Internal: point the parameters into the new states.

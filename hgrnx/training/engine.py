@@ -15,8 +15,9 @@ from __future__ import annotations
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,13 +28,10 @@ from hgrnx.config import LaunchConfig, TrainingConfig
 from hgrnx.errors import UserError
 from hgrnx.ops.cpu import guard_bf16_products
 from hgrnx.training.distributed import rank_and_world
-from hgrnx.training.optim import make_optimizer
+from hgrnx.training.optim import make_optimizer, moments_of
 
 if TYPE_CHECKING:
     from hgrnx.objectives import ObjectiveModule, ObjectiveOutput
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's running averages of the gradient and of its square, as torch names them."""
 
 
 @dataclass
@@ -41,8 +39,9 @@ class EngineState:
     """All a training needs to go on, in one form for every engine, ZeRO stage and number of processes.
 
     ``weights`` are by the names of the LanguageModel's parameters (a tied weight comes once), ``optimizer``
-    by moment, then by the same names: ``{"exp_avg": {...}, "exp_avg_sq": {...}}``. Every tensor is whole,
-    float32 and on the CPU. ``optimizer_step`` counts the updates made.
+    by moment, then by the same names: ``{"exp_avg": {...}, "exp_avg_sq": {...}}``, and with Muon
+    ``{"momentum_buffer": {...}}`` for its matrices instead. Every tensor is whole, float32 and on the CPU.
+    ``optimizer_step`` counts the updates made.
     """
 
     weights: dict[str, Tensor]
@@ -88,9 +87,16 @@ class Engine(ABC):
         Where that norm is not finite (inf or NaN is then returned) the weights stay as they were.
         """
 
-    @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """Whole float32 CPU copies of the LanguageModel's parameters by name, on every rank."""
+        return {name: cpu_copy(weight) for name, weight in self.whole_weights()}
+
+    @abstractmethod
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole value of each of the LanguageModel's parameters, on every rank, one after the other.
+
+        Only to look at, before the next step: where possible these are the weights themselves, not copies.
+        """
 
     @abstractmethod
     def state(self) -> EngineState:
@@ -120,6 +126,7 @@ class TorchEngine(Engine):
         self._module = module.to(self.device)
         self._parameters = trained_parameters(module)
         self._optimizer = make_optimizer(module.model, training)
+        self._moments = moments_by_name(self._parameters, self._optimizer)
         self._ddp: DistributedDataParallel | None = None
         if self.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
@@ -151,28 +158,32 @@ class TorchEngine(Engine):
         self._micro = 0
         return float(norm)
 
-    def weights(self) -> dict[str, Tensor]:
-        return {name: cpu_copy(parameter) for name, parameter in self._parameters.items()}
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return iter((name, parameter.detach()) for name, parameter in self._parameters.items())
 
     def state(self) -> EngineState:
-        moments: dict[str, dict[str, Tensor]] = {moment: {} for moment in MOMENTS}
+        moments: dict[str, dict[str, Tensor]] = {}
         updates = 0
         for name, parameter in self._parameters.items():
             found = self._optimizer.state.get(parameter, {})
             updates = int(found.get("step", 0))
-            for moment in MOMENTS:
-                # Before the first update there is nothing; zeros are what AdamW starts from.
-                moments[moment][name] = cpu_copy(found.get(moment, torch.zeros_like(parameter)))
+            for moment in self._moments[name]:
+                # Before the first update there is nothing; zeros are what the optimizer starts from.
+                value = found.get(moment, torch.zeros_like(parameter))
+                moments.setdefault(moment, {})[name] = cpu_copy(value)
         return EngineState(self.weights(), moments, updates)
 
     @torch.no_grad()
     def load_state(self, state: EngineState) -> None:
-        check_state(state, {name: parameter.shape for name, parameter in self._parameters.items()})
+        check_state(state, {name: parameter.shape for name, parameter in self._parameters.items()}, self._moments)
         for name, parameter in self._parameters.items():
             parameter.copy_(state.weights[name])
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(state.optimizer_step), device=self.device),
-                **{m: state.optimizer[m][name].to(self.device, torch.float32, copy=True) for m in MOMENTS},
+                **{
+                    moment: state.optimizer[moment][name].to(self.device, torch.float32, copy=True)
+                    for moment in self._moments[name]
+                },
             }
         self._optimizer.zero_grad(set_to_none=True)
         self._micro = 0
@@ -254,13 +265,28 @@ def check_all_micro(micro: int, micro_steps: int) -> None:
     assert micro == micro_steps, f"step after {micro} of {micro_steps} micro-batches"
 
 
-def check_state(state: EngineState, shapes: Mapping[str, torch.Size]) -> None:
+def moments_by_name(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, tuple[str, ...]]:
+    """Names of the running averages that ``optimizer`` keeps for each of ``parameters``."""
+    moments = moments_of(optimizer)
+    return {name: moments[parameter] for name, parameter in parameters.items()}
+
+
+def check_state(state: EngineState, shapes: Mapping[str, torch.Size], moments: Mapping[str, tuple[str, ...]]) -> None:
     """Raise :class:`UserError` unless weights and moments are those of a model with these parameters."""
-    for kind, tensors in {"weights": state.weights, **state.optimizer}.items():
-        missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    expected = {
+        moment: {n: shapes[n] for n in shapes if moment in moments[n]} for moment in {*chain(*moments.values())}
+    }
+    if absent := sorted(expected.keys() - state.optimizer.keys()):
+        raise UserError(f"The checkpoint lacks the optimizer's {' and '.join(absent)}. Start anew with --fresh.")
+    found = {"weights": state.weights, **state.optimizer}
+    for kind, wanted in {"weights": shapes, **expected}.items():
+        tensors = found[kind]
+        missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
         wrong = [
             f"{name} {tuple(tensors[name].shape)} instead of {tuple(shape)}"
-            for name, shape in shapes.items()
+            for name, shape in wanted.items()
             if name in tensors and tensors[name].shape != shape
         ]
         problems = [
@@ -273,8 +299,6 @@ def check_state(state: EngineState, shapes: Mapping[str, torch.Size]) -> None:
                 f"The checkpoint is of another model ({kind}; {'; '.join(problems)}). "
                 "Continue with the recipe it was made with, or start anew with --fresh."
             )
-    if absent := [moment for moment in MOMENTS if moment not in state.optimizer]:
-        raise UserError(f"The checkpoint lacks the optimizer's {' and '.join(absent)}. Start anew with --fresh.")
 
 
 def cpu_copy(tensor: Tensor) -> Tensor:

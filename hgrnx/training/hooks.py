@@ -52,6 +52,8 @@ class LogHook(Hook):
         self.clock.add(result)
         for name, value in result.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+            # A loss whose weight is 0 in some steps is not computed there: its mean is over the others.
+            self.counts[name] = self.counts.get(name, 0) + result.tokens
         self.tokens += result.tokens
         self.seconds += result.seconds
         self.steps += 1
@@ -61,7 +63,7 @@ class LogHook(Hook):
         if not (self.every.due(before, now) or self.checkpoints.due(before, now)):
             return
         sums = sum_over_ranks(self.sums, self.engine.device)
-        means = {f"train/{name}": value / self.tokens for name, value in sums.items()}
+        means = {f"train/{name}": value / self.counts[name] for name, value in sums.items()}
         if not math.isfinite(means["train/loss"]):
             raise UserError(
                 f"The training loss is {means['train/loss']} at step {now.step}. "
@@ -86,6 +88,7 @@ class LogHook(Hook):
 
     def _clear(self) -> None:
         self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
         self.tokens = self.steps = self.batches_ready = 0
         self.seconds = self.waited = self.updating = 0.0
 

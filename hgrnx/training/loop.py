@@ -102,21 +102,28 @@ def train(
     seed: int,
     learning_rate: Callable[[int], float],
     hooks: Sequence[Hook],
+    seq_len: Callable[[int], int] | None = None,
+    before_step: Callable[[int], None] | None = None,
 ) -> None:
     """Take steps ``start_step`` to ``total_steps``; every rank calls it with its own engine and loader.
 
     The gradient of a step is the sum over the global batch's tokens divided by their global number, whatever
     the number of ranks and micro-batches. Only what a model draws in training (dropout) depends on them; it is
-    decided by (``seed``, step, rank).
+    decided by (``seed``, step, rank). Sequences longer than ``seq_len`` of the step are cut into pieces of that
+    length; ``before_step`` is told of each step.
     """
     before = progress_at(loader, start_step, total_steps)
     with closing(loader.batches(start_step, total_steps)) as batches:
         for step in range(start_step, total_steps):
             started = time.perf_counter()
+            if before_step is not None:
+                before_step(step)
             torch.manual_seed(step_seed(seed, step, engine.rank))
             batch = next(batches)
             waited = time.perf_counter() - started
             micro_batches = loader.micro_batches(batch, micro_batch_size)
+            if seq_len is not None:
+                micro_batches = [micro.cut(seq_len(step)) for micro in micro_batches]
             tokens = loader.valid_tokens(step)
             sums: dict[str, float] = {}
             for micro, (inputs, targets, cu_seqlens, chunks) in enumerate(micro_batches, start=1):

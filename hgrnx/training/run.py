@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hgrnx.config import DistillConfig, Recipe, parse_duration, to_yaml
+from hgrnx.config import DistillConfig, Recipe, TrainingConfig, parse_duration, to_yaml
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.folders import write_json
 from hgrnx.data.loader import TrainLoader
@@ -27,6 +27,7 @@ from hgrnx.ops.cpu import keep_freed_memory
 from hgrnx.tracking.environment import describe_environment
 from hgrnx.tracking.tracker import CompositeTracker, JsonlTracker, NullTracker, Tracker
 from hgrnx.training import optim
+from hgrnx.training.average import AveragingEngine
 from hgrnx.training.best import BestWeights
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
 from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_all
@@ -93,6 +94,7 @@ def run_training(
         recompute_layers(model)
     objective = build_objective(recipe, dataset, run_dir.parent, signals)
     engine = build_engine(ObjectiveModule(model, objective), recipe.training, recipe.launch)
+    training = recipe.training
     loader = TrainLoader(
         dataset,
         recipe.training.seq_len,
@@ -103,7 +105,11 @@ def run_training(
         reset_state=recipe.training.reset_state,
     )
     total_steps = loader.steps_for(recipe.training.duration)
-    warmup_steps = warmup_length(recipe, loader, total_steps)
+    warmup_steps = steps_of(training.warmup, loader, total_steps)
+    decay_steps = steps_of(training.decay, loader, total_steps)
+    if training.weight_average is not None:
+        half_life = steps_of(training.weight_average.half_life, loader, total_steps)
+        engine = AveragingEngine(engine, half_life, training.weight_average.every)
 
     start_step, clock = 0, Clock()
     checkpoints = run_dir / "checkpoints"
@@ -168,8 +174,10 @@ def run_training(
             total_steps=total_steps,
             micro_batch_size=recipe.launch.micro_batch_size or recipe.training.batch_size // world,
             seed=recipe.seed,
-            learning_rate=lambda step: optim.learning_rate(step, total_steps, warmup_steps, recipe.training),
+            learning_rate=lambda step: optim.learning_rate(step, total_steps, warmup_steps, training, decay_steps),
             hooks=hooks,
+            seq_len=seq_len_schedule(training, loader, total_steps),
+            before_step=(lambda step: objective.at(step, total_steps)) if isinstance(objective, Distillation) else None,
         )
         result = {
             "steps": total_steps,
@@ -231,15 +239,33 @@ def build_objective(recipe: Recipe, dataset: PreparedDataset, runs: Path, signal
         recipe.training.precision,
         runs,
     )
-    return Distillation(teacher, distill.weight, distill.temperature)
+    return Distillation(
+        teacher,
+        distill.weight,
+        distill.temperature,
+        final_weight=distill.final_weight,
+        final_temperature=distill.final_temperature,
+        reverse_kl=distill.reverse_kl,
+        hidden_weight=distill.hidden_weight,
+    )
 
 
-def warmup_length(recipe: Recipe, loader: TrainLoader, total_steps: int) -> int:
-    """Steps of the warm-up; a percentage is of the whole run."""
-    amount, unit = parse_duration(recipe.training.warmup)
+def steps_of(duration: str, loader: TrainLoader, total_steps: int) -> int:
+    """``duration`` in steps, at least one and at most the run's; a percentage is of the whole run."""
+    amount, unit = parse_duration(duration)
     if unit == "percent":
-        return max(1, round(total_steps * amount / 100))
-    return min(total_steps, loader.steps_for(recipe.training.warmup))
+        return min(total_steps, max(1, round(total_steps * amount / 100)))
+    return min(total_steps, loader.steps_for(duration))
+
+
+def seq_len_schedule(training: TrainingConfig, loader: TrainLoader, total_steps: int) -> Callable[[int], int] | None:
+    """Tokens of a sequence at each step under ``training.seq_len_warmup``; None without it."""
+    warmup, seq_len = training.seq_len_warmup, training.seq_len
+    if warmup is None:
+        return None
+    steps = steps_of(warmup.duration, loader, total_steps)
+    doublings = (seq_len // warmup.first).bit_length() - 1
+    return lambda step: warmup.first << min(doublings, step * doublings // steps)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -27,6 +27,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "xlstm": XLSTMConfig(hidden_size=32, num_hidden_layers=3, num_heads=2, slstm_at=(1,)),
 }
 assert CONFIGS.keys() == ARCHITECTURES.keys()
+CONFIGS["hgrn2-conv"] = CONFIGS["hgrn2"].model_copy(update={"use_short_conv": True, "conv_size": 3})
 
 
 def lively(config: ModelConfig, seed: int = 0, vocab_size: int = VOCAB) -> LanguageModel:

@@ -22,6 +22,14 @@ def straightforward(model: LanguageModel, ids_T: Tensor) -> Tensor:
     def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
 
+    def project(y_TD: Tensor, p: dict[str, Tensor], name: str) -> Tensor:
+        y_TD = y_TD @ p[f"attn.{name}_proj.weight"].T
+        if config.use_short_conv:
+            filters = p[f"attn.{name}_conv1d.weight"]
+            padded = F.pad(y_TD.T, (config.conv_size - 1, 0))
+            y_TD = F.conv1d(padded, filters, groups=len(filters)).T
+        return y_TD
+
     x_TD = w["model.embeddings.weight"][ids_T]
     shares = w["model.lower_bounds"].softmax(0)
     bounds = shares.cumsum(0) - shares[0]
@@ -32,12 +40,13 @@ def straightforward(model: LanguageModel, ids_T: Tensor) -> Tensor:
             if name.startswith(f"model.layers.{layer}.")
         }
         y = norm(x_TD, p["attn_norm.weight"], eps)
-        q = F.silu(y @ p["attn.q_proj.weight"].T).unflatten(-1, (-1, size)) * size**-0.5
-        g = F.logsigmoid(y @ p["attn.f_proj.weight"].T)
+        q, f, v = (project(y, p, name) for name in "qfi")
+        q = F.silu(q).unflatten(-1, (-1, size)) * size**-0.5
+        g = F.logsigmoid(f)
         if layer > 0:
             g = torch.logaddexp(bounds[layer].log(), torch.log1p(-bounds[layer]) + g)
         f = g.exp().unflatten(-1, (-1, size))
-        v = (y @ p["attn.i_proj.weight"].T).unflatten(-1, (-1, size))
+        v = v.unflatten(-1, (-1, size))
         state = torch.zeros(q.shape[1], size, size, dtype=torch.float64)
         outputs = []
         for t in range(len(ids_T)):
@@ -52,8 +61,9 @@ def straightforward(model: LanguageModel, ids_T: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("faint", [False, True])
-def test_hidden_states_are_those_of_the_plain_recurrence(faint: bool) -> None:
-    model = lively(CONFIG)
+@pytest.mark.parametrize("conv", [False, True])
+def test_hidden_states_are_those_of_the_plain_recurrence(faint: bool, conv: bool) -> None:
+    model = lively(CONFIG.model_copy(update={"use_short_conv": conv}))
     if faint:  # outputs of the recurrence so small that the scale of q and the norm's epsilon show
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -103,7 +103,7 @@ def test_tied_model_may_carry_its_head_twice(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2'; hgrnx can load 'hgrn2', 'llama'"),
-        ({"use_short_conv": True}, "use_short_conv=True"),
+        ({"use_short_conv": True}, r"attn\.f_conv1d\.weight is missing"),
         ({"attn": {"layers": [1]}}, "attn="),
         ({"intermediate_size": 1000}, "intermediate_size=1000"),
         ({"expand_ratio": 12}, "expand_ratio=12"),
@@ -160,13 +160,14 @@ def test_assign_keeps_precision_and_names_the_place(model: LanguageModel) -> Non
         assign_weights(model, {}, "here")
 
 
-@pytest.mark.parametrize("tie", [True, False])
-def test_flas_own_model_has_the_same_names_and_shapes(tmp_path: Path, tie: bool) -> None:
+@pytest.mark.parametrize(("tie", "conv"), [(True, False), (False, False), (True, True)])
+def test_flas_own_model_has_the_same_names_and_shapes(tmp_path: Path, tie: bool, conv: bool) -> None:
     pytest.importorskip("fla", exc_type=ImportError)
     from fla.models.hgrn2 import HGRN2Config as FlaConfig
     from fla.models.hgrn2 import HGRN2ForCausalLM
 
-    model = build_model(CONFIG.model_copy(update={"tie_word_embeddings": tie}), 100, seed=3)
+    changes = {"tie_word_embeddings": tie, "use_short_conv": conv, "conv_size": 3}
+    model = build_model(CONFIG.model_copy(update=changes), 100, seed=3)
     save_folder(model, tmp_path)
     fla_model = HGRN2ForCausalLM(FlaConfig.from_pretrained(tmp_path))
     ours = load_file(tmp_path / "model.safetensors")

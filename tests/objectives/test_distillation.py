@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgrnx.config import HGRN2Config
+from hgrnx.config import HGRN2Config, ModelConfig, TransformerConfig
 from hgrnx.errors import UserError
 from hgrnx.models import LanguageModel, build_model
 from hgrnx.objectives import Distillation, LiveTeacher, NextToken, ObjectiveModule, ObjectiveOutput
@@ -80,6 +80,87 @@ def test_distillation_is_the_weighted_sum(weight: float, temperature: float, tea
         gradients, torch.autograd.grad(loss, list(student.parameters()), allow_unused=True), strict=True
     ):
         torch.testing.assert_close(gradients[name], wanted, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def assert_gradients(found: dict[str, Tensor], loss: Tensor, student: LanguageModel) -> None:
+    wanted = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
+    for (name, gradient), expected in zip(found.items(), wanted, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_an_ensemble_of_several_architectures_averages_their_probabilities() -> None:
+    student = make(0)
+    transformer: ModelConfig = TransformerConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2
+    )
+    other = build_model(transformer, VOCAB, 5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(6)
+    models = [make(1, size=48), other]
+    output, gradients = run(Distillation(LiveTeacher(models), 0.4, 2.0), student)
+    loss, _, kl = by_hand(student, models, 0.4, 2.0)
+    torch.testing.assert_close(output.metrics["kl"].double(), kl.detach(), rtol=1e-4, atol=0)
+    assert_gradients(gradients, loss, student)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_reverse_kl_is_that_of_the_student(temperature: float) -> None:
+    student, teacher = make(0), make(1)
+    output, gradients = run(Distillation(LiveTeacher([teacher]), 0.4, temperature, reverse_kl=True), student)
+    inputs, targets = batch()
+    valid = targets != -100
+    log_p = (student(inputs)[valid].double() / temperature).log_softmax(-1)
+    log_q = (teacher(inputs)[valid].double() / temperature).log_softmax(-1).detach()
+    kl = (log_p.exp() * (log_p - log_q)).sum()
+    cross_entropy = F.cross_entropy(student(inputs)[valid].double(), targets[valid], reduction="sum")
+    torch.testing.assert_close(output.metrics["kl"].double(), kl.detach(), rtol=1e-4, atol=0)
+    assert_gradients(gradients, 0.6 * cross_entropy + 0.4 * temperature**2 * kl, student)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_hidden_states_are_drawn_to_the_teachers(weight: float) -> None:
+    student, models = make(0), [make(1), make(2)]
+    output, gradients = run(Distillation(LiveTeacher(models), weight, 2.0, hidden_weight=3.0), student)
+    inputs, targets = batch()
+    valid = targets != -100
+    ours = student.hidden(inputs)[0][valid].double()
+    distance = torch.zeros((), dtype=torch.float64)
+    for model in models:
+        theirs = model.hidden(inputs)[0][valid].double().detach()
+        cosine = (ours * theirs).sum(-1) / (ours.norm(dim=-1) * theirs.norm(dim=-1))
+        distance = distance + 0.5 * (1 - cosine).sum()
+    loss, _, _ = by_hand(student, models, weight, 2.0)
+    torch.testing.assert_close(output.loss_sum.double(), loss + 3.0 * distance, rtol=1e-4, atol=0)
+    torch.testing.assert_close(output.metrics["hidden_distance"].double(), distance.detach(), rtol=1e-4, atol=0)
+    assert ("kl" in output.metrics) == (weight > 0)
+    assert_gradients(gradients, loss + 3.0 * distance, student)
+    same, _ = run(Distillation(LiveTeacher([make(0)]), 0.0, hidden_weight=1.0), student)
+    assert abs(float(same.metrics["hidden_distance"])) < 1e-4
+
+
+def test_hidden_states_of_another_width_are_refused() -> None:
+    with pytest.raises(UserError, match="student's are 32 wide and the teacher's 48"):
+        run(Distillation(LiveTeacher([make(1, size=48)]), 0.5, hidden_weight=1.0), make(0))
+
+
+def test_weight_and_temperature_go_in_a_line_from_the_first_step_to_the_last() -> None:
+    teacher = LiveTeacher([make(1)])
+    changing = Distillation(teacher, 0.8, 4.0, final_weight=0.0, final_temperature=1.0)
+    found = []
+    for step in range(5):
+        changing.at(step, 5)
+        found.append((changing.weight, changing.temperature))
+    expected = [(0.8, 4.0), (0.6, 3.25), (0.4, 2.5), (0.2, 1.75), (0.0, 1.0)]
+    assert found == [pytest.approx(pair) for pair in expected]
+    assert found[-1][0] == 0.0, "the teacher does not run"
+    changing.at(2, 5)
+    output, _ = run(changing, make(0))
+    wanted, _ = run(Distillation(teacher, changing.weight, 2.5), make(0))
+    assert torch.equal(output.loss_sum, wanted.loss_sum)
+    constant = Distillation(teacher, 0.3, 1.7)
+    constant.at(3, 7)
+    assert (constant.weight, constant.temperature) == (0.3, 1.7), "to the last bit"
 
 
 def test_weight_zero_is_next_token_bit_for_bit_and_never_asks_the_teacher() -> None:

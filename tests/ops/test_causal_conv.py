@@ -48,3 +48,24 @@ def test_bfloat16_keeps_the_types_of_the_arguments() -> None:
     for given, gradient in zip(torch.autograd.grad(y.float().square().sum(), leaves), wanted):
         assert given.dtype == torch.float32
         assert (given.double() - gradient).norm() / gradient.norm() < 2e-2
+
+
+@pytest.mark.parametrize("with_past", [True, False])
+def test_packed_documents_are_separate(with_past: bool) -> None:
+    """Also those shorter than the window, and without a bias."""
+    lengths = (1, 9, 2, 4)
+    x, weight, _, _ = make_inputs(B=1, T=sum(lengths))
+    past = make_inputs(B=len(lengths))[3] if with_past else None
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
+    leaves = [leaf.requires_grad_() for leaf in (x, weight, *([past] if past is not None else []))]
+    y, last = causal_conv(x, weight, None, past, None, cu_seqlens)
+    documents = x.split(lengths, 1)
+    alone = [causal_conv(d, weight, None, past[[n]] if past is not None else None) for n, d in enumerate(documents)]
+    expected = torch.cat([part for part, _ in alone], 1), torch.cat([part for _, part in alone])
+    torch.testing.assert_close((y, last), expected)
+    weights = [torch.randn(part.shape, generator=torch.Generator().manual_seed(1)).double() for part in expected]
+    found, wanted = (
+        torch.autograd.grad(sum((part * w).sum() for part, w in zip(parts, weights, strict=True)), leaves)
+        for parts in ((y, last), expected)
+    )
+    torch.testing.assert_close(found, wanted)

@@ -33,6 +33,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     **{f"zero{stage}": {"engine": "deepspeed", "stage": stage} for stage in range(4)},
 }
 NAMES = list(ENGINES)
+MUON_SAVER = {"torch": "zero2", "zero0": "torch", "zero1": "zero0", "zero2": "zero1"}
 SAVED_AT, STEPS = 10, 20
 FOLDER = f"step-{SAVED_AT:08d}"
 
@@ -75,6 +76,13 @@ def cases(world_size: int, folder: Path) -> list[dict[str, Any]]:
             load = str(folder / f"{saver}-checkpoints" / FOLDER)
             case = {"name": f"{name}-{world_size}-from-{saver}", "load": load, "start": SAVED_AT, "steps": 3}
             found.append({**case, **engine})
+    for name in [name for name in NAMES if name != "zero3"] if world_size < 4 else []:
+        changes = {"optimizer": "muon", "steps": 6, "save_at": 3}
+        found.append({"name": f"muon-{name}-{world_size}", **changes, **ENGINES[name]})
+        if world_size == 1:  # from another engine's two processes
+            load = str(folder / f"muon-{MUON_SAVER[name]}-2-checkpoints" / "step-00000003")
+            case = {"name": f"muon-{name}-continued", "load": load, "start": 3, "steps": 3, "optimizer": "muon"}
+            found.append({**case, **ENGINES[name]})
     for architecture, variant, name in {1: ALONE, 2: SHARED, 4: []}[world_size]:
         case = {"name": f"{architecture}-{variant}-{name}-{world_size}", "steps": 6, "lively": True, "eps": 1e-6}
         found.append({**case, "architecture": architecture, **VARIANTS[variant], **ENGINES[name]})
@@ -162,6 +170,22 @@ def test_every_architecture_trains_alike(folder: Path, architecture: str, varian
     # Both objectives went somewhere, and not to the same place.
     other = "plain" if variant == "distil" else "distil"
     assert distance(expected.weights, read(folder, f"{architecture}-{other}-torch-1").weights) > 1e-3
+
+
+@pytest.mark.parametrize("name", MUON_SAVER)
+def test_muon_trains_alike_and_continues_everywhere(folder: Path, name: str) -> None:
+    expected = read(folder, "muon-torch-1")
+    for world_size in (1, 2):
+        found = read(folder, f"muon-{name}-{world_size}")
+        assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+        assert found.norms == pytest.approx(expected.norms, rel=1e-4)
+        assert distance(found.weights, expected.weights) < 1e-5
+    continued = read(folder, f"muon-{name}-continued")
+    assert continued.losses == pytest.approx(expected.losses[3:], abs=1e-5)
+    assert distance(continued.weights, expected.weights) < 1e-5
+    adamw = read(folder, "torch-1")
+    assert adamw.losses[0] == pytest.approx(expected.losses[0], abs=1e-6)
+    assert abs(adamw.losses[5] - expected.losses[5]) > 1e-3, "Muon was not on"
 
 
 CONTINUED = [(name, loader, saver, by) for loader, saver, by in ((1, 2, 1), (4, 1, 2), (4, 2, 3)) for name in NAMES]

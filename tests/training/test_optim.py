@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -60,3 +61,23 @@ def test_learning_rate_at_the_edges() -> None:
     assert learning_rate(4, 5, 5, TRAINING) == 2e-3, "a run that is all warm-up"
     assert learning_rate(0, 5, 10, TRAINING) == pytest.approx(2e-4), "a warm-up longer than the run"
     assert learning_rate(500, 100, 10, TRAINING) == pytest.approx(2e-4), "beyond the end"
+
+
+def test_a_cosine_and_a_late_decay() -> None:
+    cosine = TRAINING.model_copy(update={"schedule": "cosine"})
+    rates = [learning_rate(step, 101, 11, cosine) for step in range(101)]
+    assert rates[:11] == [learning_rate(step, 101, 11, TRAINING) for step in range(11)]
+    for step in range(10, 101):
+        half = (1 + math.cos(math.pi * (step - 10) / 90)) / 2
+        assert rates[step] == pytest.approx(2e-3 * (0.1 + 0.9 * half))
+    wsd = TRAINING.model_copy(update={"schedule": "wsd"})
+    rates = [learning_rate(step, 100, 10, wsd, decay_steps=20) for step in range(101)]
+    assert rates[:10] == [learning_rate(step, 100, 10, TRAINING) for step in range(10)]
+    assert rates[9:80] == [2e-3] * 71
+    falls = [a - b for a, b in itertools.pairwise(rates[79:100])]
+    assert falls == pytest.approx([(2e-3 - 2e-4) / 20] * 20)
+    assert rates[99] == pytest.approx(2e-4) and rates[100] == pytest.approx(2e-4)
+    # A decay longer than what the warm-up leaves is the linear schedule.
+    assert [learning_rate(step, 100, 10, wsd, 95) for step in range(100)] == [
+        learning_rate(step, 100, 10, TRAINING) for step in range(100)
+    ]
