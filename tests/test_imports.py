@@ -29,7 +29,7 @@ ALLOWED = {
     "report": BASE,
     "bench": BASE
     | {"ops", "models", "objectives", "data", "evaluation", "training", "tracking", "report", "runs", "options"},
-    "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking"},
+    "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking", "report", "launch"},
     "runs": BASE | {"models", "data", "training"},
     "export": BASE | {"models", "data", "training", "report", "runs"},
     "launch": BASE | {"ops", "models", "objectives", "data", "evaluation", "tracking", "training", "report", "runs"},
@@ -51,6 +51,7 @@ OWNERS = {
     "mamba_ssm": ("ops/",),
     "typer": ("cli.py", "options.py", "bench/commands.py"),
     "matplotlib": ("report/",),
+    "jinja2": ("report/",),
     "huggingface_hub": ("data/hub.py", "export.py"),
     "rensa": ("data/duplicates.py",),
 }

@@ -20,7 +20,7 @@ from hgrnx.console import make_console
 from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.progress import prepare_with_progress
-from hgrnx.data.run_ledger import LEDGER
+from hgrnx.data.run_ledger import LEDGER, RunLedger
 from hgrnx.errors import UserError
 from hgrnx.launch.cluster import connected
 from hgrnx.launch.evaluate import score_again_if_asked_for_more
@@ -58,7 +58,7 @@ def run_job(recipe: AnyRecipe, places: Places, *, fresh: bool = False, console: 
         f"[bold]{recipe.name}[/bold]\n  runs    {places.runs}\n  data    {places.data}\n  MLflow  {places.mlflow_uri}",
         highlight=False,
     )
-    _check_writable(places)
+    check_writable(places)
     if recipe.evaluation.minimal_pairs is not None:  # before hours of training, not after
         read_minimal_pairs(Path(recipe.evaluation.minimal_pairs))
     dataset = prepare_with_progress(recipe.data, places, console)
@@ -136,23 +136,13 @@ class _Job:
         return JobResult(self.folder, self.runs)
 
     def _run_stage(self, label: str, parent: str) -> None:
-        recipe, run_dir = self.stages[label], self.runs[label]
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / LEDGER, self.ledgers[label].as_dict())
-        if (run_dir / "result.json").is_file():
+        recipe, run_dir, ledger = self.stages[label], self.runs[label], self.ledgers[label]
+        if not run_stage(label, recipe, run_dir, ledger, self.dataset, self.places, self.tracking, parent):
             self.console.print(
                 f"{label}: finished before ({run_dir.name}); --fresh would run it again", highlight=False
             )
             score_again_if_asked_for_more(run_dir, recipe, self.console)
             self.tracking.link(parent, label, run_dir)
-            return
-        run = self.tracking.start(run_dir, run_dir.name, flatten(recipe), self.dataset, parent=parent)
-        finished = False
-        try:
-            train_on_ray(recipe, self.dataset, run_dir, self.places, title=label, mlflow_run=run)
-            finished = True
-        finally:
-            self.tracking.finish_training(run, run_dir, finished)
 
     def _compare(self, parent: str) -> None:
         """The table and the plots of the job, on the terminal, on disk and in MLflow."""
@@ -165,7 +155,32 @@ class _Job:
         print_summary(self.runs, self.console)
 
 
-def _check_writable(places: Places) -> None:
+def run_stage(
+    label: str,
+    recipe: Recipe,
+    run_dir: Path,
+    ledger: RunLedger,
+    dataset: PreparedDataset,
+    places: Places,
+    tracking: JobTracking,
+    parent: str,
+) -> bool:
+    """Train one run of a job on the connected cluster, under its MLflow run; False where it was finished before."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / LEDGER, ledger.as_dict())
+    if (run_dir / "result.json").is_file():
+        return False
+    run = tracking.start(run_dir, run_dir.name, flatten(recipe), dataset, parent=parent)
+    finished = False
+    try:
+        train_on_ray(recipe, dataset, run_dir, places, title=label, mlflow_run=run)
+        finished = True
+    finally:
+        tracking.finish_training(run, run_dir, finished)
+    return True
+
+
+def check_writable(places: Places) -> None:
     for folder in (places.runs, places.data):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
         (3, 30, 0.00, 0.02, 0.05),  # seeds differ
         (3, 30, 0.05, 0.00, 0.05),  # paradigms favour one recipe or the other
         (3, 30, 0.05, 0.02, 0.05),  # both
-        (3, 5, 0.05, 0.02, 0.02),  # few paradigms, as the Supplement has
+        (3, 5, 0.05, 0.001, 0.01),  # few paradigms, as the Supplement has
         (5, 30, 0.00, 0.00, 0.05),  # neither: only what a seed finds in a paradigm
         (3, 1, 0.00, 0.02, 0.00),  # no paradigms: bits per byte
         (1, 30, 0.05, 0.00, 0.05),  # one seed, and seeds do not differ
