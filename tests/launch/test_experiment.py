@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from experiment_page import Page
 from rich.console import Console
 
 from hgrnx.config.experiments import ExperimentPlan, plan_experiment
@@ -116,37 +115,6 @@ class TestOnRay:
         assert page.unclosed == [] and not page.fetched
 
 
-class Page(HTMLParser):
-    """A page's table rows, the tags that were not closed, and what it would fetch."""
-
-    VOID = ("meta", "link", "br", "hr", "img", "input")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.unclosed: list[str] = []
-        self.rows: list[list[str]] = []
-        self.fetched = re.findall(r"(?:https?:)?//[\w.]+|url\(|@import|\bsrc=|\bhref=|<script|<link", text)
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.unclosed.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.unclosed and self.unclosed.pop() == tag, f"</{tag}> closes nothing that is open"
-
-    def handle_data(self, data: str) -> None:
-        if self.unclosed and self.unclosed[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-
-
 def test_problems_come_before_anything_is_run(tmp_path: Path) -> None:
     places = resolve_places(tmp_path)
     unequal = short("table2", "arms.hgrn2.model.hidden_size=128")
@@ -155,7 +123,7 @@ def test_problems_come_before_anything_is_run(tmp_path: Path) -> None:
     plan = plan_experiment("data", "cpu", overrides=["data.source=/nowhere"])
     with pytest.raises(UserError) as error:
         run_experiment(plan, places, console(), data=tmp_path)
-    for part in ("no folder blimp_filtered", "--data DIR", "babylm: ", "pile: "):
+    for part in ("There are no benchmarks", "--data DIR", "babylm: ", "pile: "):
         assert part in str(error.value)
     assert list(places.runs.iterdir()) == []
 
