@@ -122,15 +122,21 @@ def build_report(record: ExperimentRecord, differences: Sequence[ArmDifference])
 
 def _results(record: ExperimentRecord, arms: Sequence[_Arm]) -> Part:
     tasks = record.tasks()
-    header = ["", "parameters", "besides embeddings", "words seen", "runs", "bits per byte", *map(_name, tasks)]
+    header = ["", *map(_name, tasks), "bits per byte", "parameters", "besides embeddings", "words seen", "runs"]
     rows = []
     for arm in arms:
         bits = [run.bits_per_byte for run in arm.runs if run.bits_per_byte is not None]
         parameters = arm.facts["parameters"]
         rows.append(
-            [arm.title, count(parameters["total"]), count(parameters["other"]), count(arm.facts["words"])]
-            + [f"{len(arm.runs)} of {len(arm.facts['runs'])}", _mean(bits, 4)]
-            + [_score([run.tasks[task] for run in arm.runs if task in run.tasks]) for task in tasks]
+            [
+                arm.title,
+                *(_score([run.tasks[task] for run in arm.runs if task in run.tasks]) for task in tasks),
+                _mean(bits, 4),
+                count(parameters["total"]),
+                count(parameters["other"]),
+                count(arm.facts["words"]),
+                f"{len(arm.runs)} of {len(arm.facts['runs'])}",
+            ]
         )
     note = (
         "Means over seeds ± their standard error over seeds (none with one seed); in brackets the standard error over "

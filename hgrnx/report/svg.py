@@ -90,7 +90,7 @@ def line_chart(
 
 def dot_chart(rows: Sequence[str], series: Sequence[Series], x_label: str, *, level: float | None = None) -> str:
     """A row for each name, in which every series has a dot with its error bar; a point's ``y`` is the row's number."""
-    left, step = 168, 14 + 7 * len(series)
+    left, step = 190, 14 + 7 * len(series)
     height = _TOP + step * len(rows) + _BOTTOM
     values = [
         value

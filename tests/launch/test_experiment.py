@@ -111,7 +111,7 @@ class TestOnRay:
             metrics = json.loads((run / "eval" / "final.json").read_text())["metrics"]
             row = next(row for row in page.rows if row[0] == arm["title"])
             pairs = f"{100 * metrics['pairs/accuracy_ties_half']:.1f} ({100 * metrics['pairs/accuracy_stderr']:.1f})"
-            assert row[-2:] == [f"{metrics['dev/bits_per_byte']:.4f}", pairs]
+            assert row[1:3] == [pairs, f"{metrics['dev/bits_per_byte']:.4f}"]
         assert page.unclosed == [] and not page.fetched
 
 
