@@ -19,7 +19,7 @@ from hgrnx.tracking.environment import describe_environment
 H100_FLOPS = 989e12
 """Dense bfloat16 products per second on one H100 SXM, by its data sheet."""
 ASSUMED_UTILISATION = 0.2
-"""24,000 tokens/s, published for an HGRN2 of 1.3B on one H100 (flash-linear-attention, issue 32), are a fifth of that."""
+"""24,000 tokens/s, published for an HGRN2 of 1.3B on one H100 (flash-linear-attention, issue 32), are a fifth of it."""
 
 
 def print_plan(plan: ExperimentPlan, places: Places, console: Console) -> None:
