@@ -114,6 +114,67 @@ def tune(
 
 
 @app.command()
+def reproduce(
+    experiment: Annotated[str, typer.Argument(help="table2, dynamics, data, distill or lr-sweep.")],
+    overrides: Overrides = None,
+    scale: Annotated[str, typer.Option(help="demo, cpu, gpu or paper.")] = "cpu",
+    seeds: Annotated[str | None, typer.Option(help="Instead of the experiment's: 0,1,2.")] = None,
+    arms: Annotated[str | None, typer.Option(help="Only these arms, and their teachers: hgrn2,lstm.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the tasks' data in the BabyLM pipeline's layout.")
+    ] = None,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Runs at a time [as many as there is room for].")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and what they cost; run nothing.")] = False,
+    home: Home = None,
+) -> None:
+    """Run one of the paper's experiments: every arm with every seed, scored and compared in one report."""
+    from hgrnx.config.experiments import plan_experiment
+    from hgrnx.console import make_console
+    from hgrnx.launch.experiment import run_experiment
+    from hgrnx.launch.task_request import read_numbers
+    from hgrnx.paths import resolve_places
+
+    plan = plan_experiment(
+        experiment,
+        scale,
+        seeds=read_numbers("seeds", seeds) if seeds else None,
+        arms=[name.strip() for name in arms.split(",")] if arms else None,
+        overrides=overrides or [],
+    )
+    places, console = resolve_places(home), make_console()
+    if dry_run:
+        from hgrnx.doctor.experiment import print_plan
+
+        print_plan(plan, places, console)
+        return
+    try:
+        run_experiment(plan, places, console, data=data, at_once=at_once, command=_typed())
+    except KeyboardInterrupt:
+        print("\nhgrnx: stopped. The same command goes on from the last checkpoints.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _typed() -> str:
+    """What was typed, for a report that says how to repeat it."""
+    import shlex
+
+    return shlex.join(["hgrnx", *sys.argv[1:]])
+
+
+@app.command()
+def report(
+    experiment: Annotated[str, typer.Argument(help="An experiment that was run: table2-cpu, or its folder.")],
+    home: Home = None,
+) -> None:
+    """Write and print the report of an experiment, finished or not: HTML and Markdown."""
+    from hgrnx.console import make_console
+    from hgrnx.launch.experiment_report import report_experiment
+    from hgrnx.paths import resolve_places
+
+    report_experiment(experiment, resolve_places(home), make_console())
+
+
+@app.command()
 def prepare(
     track: Annotated[
         str, typer.Option(help="demo, strict-small, strict, pile-10m, pile-100m or a .yaml file.")

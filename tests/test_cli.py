@@ -77,7 +77,9 @@ def test_every_command_of_the_readme_exists(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = set(
         re.findall(
-            r"hgrnx (prepare|train|distill|tune|eval|score|compare|export|generate|bench|doctor|runs|ui)\b", readme
+            r"hgrnx (prepare|train|distill|tune|reproduce|report|eval|score|compare|export|generate|bench|doctor|runs"
+            r"|ui)\b",
+            readme,
         )
     )
     assert len(commands) >= 9

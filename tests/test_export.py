@@ -26,7 +26,8 @@ from hgrnx.models.folders import load_folder
 from hgrnx.paths import Places, resolve_places
 from hgrnx.runs import open_model
 from hgrnx.training.checkpoint import save_checkpoint, save_weights
-from hgrnx.training.engine import MOMENTS, EngineState
+from hgrnx.training.engine import EngineState
+from hgrnx.training.optim import MOMENTS
 
 WORDS = {"chck_1M": 1_000_123, "chck_2M": 2_000_001, "chck_10M": 10_020_000}
 CONFIG = HGRN2Config(hidden_size=32, num_hidden_layers=2, expand_ratio=16)

@@ -30,7 +30,7 @@ ALLOWED = {
     "report": BASE | {"search"},
     "bench": BASE
     | {"ops", "models", "objectives", "data", "evaluation", "training", "tracking", "report", "runs", "options"},
-    "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking"},
+    "doctor": BASE | {"ops", "models", "objectives", "data", "training", "tracking", "report", "launch"},
     "runs": BASE | {"models", "data", "training"},
     "export": BASE | {"models", "data", "training", "report", "runs"},
     "launch": BASE
@@ -53,6 +53,7 @@ OWNERS = {
     "mamba_ssm": ("ops/",),
     "typer": ("cli.py", "options.py", "bench/commands.py", "launch/cluster_commands.py"),
     "matplotlib": ("report/",),
+    "jinja2": ("report/",),
     "huggingface_hub": ("data/hub.py", "export.py"),
     "rensa": ("data/duplicates.py",),
     "optuna": ("search/",),

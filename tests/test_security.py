@@ -23,7 +23,8 @@ from hgrnx.models import build_model
 from hgrnx.models.folders import load_folder, save_folder
 from hgrnx.paths import inside, resolve_places
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from hgrnx.training.engine import MOMENTS, EngineState
+from hgrnx.training.engine import EngineState
+from hgrnx.training.optim import MOMENTS
 
 SECRETS = {
     "hub": "hf_" + "aB3" * 11 + "x",

@@ -36,10 +36,45 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     where, text = read_shipped(name_or_path, "recipes", "recipe")
     values = parse_yaml(text, where)
     problems = _apply(overrides, values, "training.learning_rate=1e-3")
-    kind: type[Recipe] | type[DistillRecipe] = (
-        DistillRecipe if {"student", "teacher", "twin"} & values.keys() else Recipe
-    )
-    return validated(kind, values, f"recipe {where}", problems)
+    return validated(_kind(values), values, f"recipe {where}", problems)
+
+
+def recipe_from_layers(
+    base: str | None, layers: Sequence[Mapping[str, Any]], overrides: Sequence[str], where: str
+) -> AnyRecipe:
+    """A recipe made of others: a shipped one, mappings laid over it one after the other, and ``key=value`` overrides.
+
+    Args:
+        base: name or path of the recipe to begin with; None for the defaults.
+        layers: keys may be dotted (``training.learning_rate``); a section is merged key by key, except that a model
+            of another architecture replaces the one before it.
+
+    Raises:
+        UserError: no such recipe, or wrong keys or values; all of them are named.
+    """
+    values = parse_yaml(read_shipped(base, "recipes", "recipe")[1], base) if base is not None else {}
+    problems: list[str] = []
+    for layer in layers:
+        for key, value in layer.items():
+            _lay_over(values, str(key), value, problems)
+    problems += _apply(overrides, values, "training.learning_rate=1e-3")
+    return validated(_kind(values), values, where, problems)
+
+
+def _kind(values: Mapping[str, Any]) -> type[Recipe] | type[DistillRecipe]:
+    return DistillRecipe if {"student", "teacher", "twin"} & values.keys() else Recipe
+
+
+def _lay_over(values: dict[str, Any], key: str, value: Any, problems: list[str]) -> None:
+    before = values.get(key)
+    if "." in key or not isinstance(value, dict) or not isinstance(before, dict):
+        _set_dotted(values, key, dict(value) if isinstance(value, dict) else value, problems)
+    elif key in _MODEL_SECTIONS and value.get("architecture", "hgrn2") != before.get("architecture", "hgrn2"):
+        values[key] = dict(value)
+    else:
+        values[key] = inner = dict(before)
+        for name, item in value.items():
+            _lay_over(inner, name, item, problems)
 
 
 def section_from(kind: type[_M], overrides: Sequence[str], where: str, example: str) -> _M:

@@ -46,9 +46,13 @@ Board = ray.remote(num_cpus=0)(BoardBase)
 
 @contextmanager
 def shown(title: str, board: Any) -> Iterator[None]:
-    """Show what ``board`` holds while the block runs: a live bar on a terminal, plain lines elsewhere."""
+    """Show what ``board`` holds while the block runs: a live bar on a terminal, plain lines elsewhere.
+
+    Several runs at a time are waited for in threads, and only one bar can have the terminal: theirs are lines too.
+    """
     stop = threading.Event()
-    show = _show_bar if sys.stdout.isatty() else _show_lines
+    alone = threading.current_thread() is threading.main_thread()
+    show = _show_bar if sys.stdout.isatty() and alone else _show_lines
     thread = threading.Thread(target=show, args=(title, board, stop), daemon=True)
     thread.start()
     try:

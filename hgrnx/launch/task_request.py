@@ -35,6 +35,14 @@ class TaskRequest:
     """Where to write predictions in the challenge's JSON."""
 
 
+def read_numbers(option: str, value: str) -> tuple[int, ...]:
+    """``"12,13"`` as numbers, each once. Raises :class:`UserError` naming the option."""
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"--{option} {value}: give numbers separated by commas.")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 def read_request(
     tasks: str | None,
     data: Path | None,
@@ -58,11 +66,11 @@ def read_request(
         return value
 
     def numbers(option: str, value: str) -> tuple[int, ...]:
-        parts = [part.strip() for part in value.split(",")]
-        if not all(part.isdecimal() for part in parts):
-            problems.append(f"--{option} {value}: give numbers separated by commas.")
+        try:
+            return read_numbers(option, value)
+        except UserError as error:
+            problems.append(str(error))
             return ()
-        return tuple(dict.fromkeys(map(int, parts)))
 
     try:
         config = section_from(GlueConfig, glue, "fine-tuning (--glue)", "epochs=3")

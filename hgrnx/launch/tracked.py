@@ -25,9 +25,10 @@ EXPERIMENT = "hgrnx"
 class JobTracking:
     """The driver's side of MLflow. The store must answer when a job starts; later it may go away."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, experiment: str = EXPERIMENT) -> None:
         """Set up or reach the store. Raises :class:`UserError` when it can't be used, before any work is done."""
         self.uri = places.mlflow_uri
+        self.experiment = experiment
         mlflow.init_store(self.uri)
 
     def start(
@@ -41,7 +42,7 @@ class JobTracking:
         """Begin the MLflow run of ``folder``, or go on in the one it had; returns its id."""
         return mlflow.start_run(
             self.uri,
-            EXPERIMENT,
+            self.experiment,
             name,
             params=params,
             tags={"folder": folder, "data_hash": dataset.hash},
@@ -137,6 +138,11 @@ class JobTracking:
                     mlflow.log_figure(self.uri, run, plot)
             mlflow.log_metrics(self.uri, child, metrics)
             mlflow.finish_run(self.uri, child)
+
+    def log_files(self, run: str, files: Iterable[Path]) -> None:
+        """Keep files among the artifacts of a run, in the place of earlier ones of the same names."""
+        with _only_warn():
+            mlflow.log_artifacts(self.uri, run, files)
 
     def finish(self, run: str, finished: bool) -> None:
         """Close a run as finished or failed."""

@@ -33,6 +33,31 @@ FINAL = (
     _row("BabyHGRN, distilled", "100M", 77.5, 58.5, 51.6, 70.7, 13.6),
 )
 
+_ZERO_SHOT = ("blimp", "supplement", "ewok")
+
+ARCHITECTURES_10M = tuple(
+    PaperRow(model, "10M", dict(zip(_ZERO_SHOT, scores, strict=True)))
+    for model, *scores in (
+        ("HGRN2 (epoch 4)", 67.05, 55.69, 49.88),
+        ("Transformer (epoch 4)", 62.64, 54.86, 50.48),
+        ("LSTM (epoch 5)", 62.27, 51.63, 50.48),
+        ("xLSTM (epoch 3)", 51.20, 48.77, 49.89),
+        ("Mamba (epoch 2)", 64.44, 55.39, 50.39),
+    )
+)
+"""Table 2: BabyLM 10M, the best epoch of five."""
+
+DATA = tuple(
+    PaperRow(model, track, dict(zip((*_ZERO_SHOT, "bear"), scores, strict=True)))
+    for model, track, *scores in (
+        ("HGRN2 on BabyLM", "10M", 67.05, 55.69, 49.88, 5.29),
+        ("HGRN2 on the Pile", "10M", 67.49, 52.22, 50.62, 5.36),
+        ("HGRN2 on BabyLM", "100M", 69.44, 55.56, 50.31, 6.17),
+        ("HGRN2 on the Pile", "100M", 72.89, 57.43, 50.61, 7.38),
+    )
+)
+"""BabyLM's text against the Pile's."""
+
 DISTILLED_10M = "BabyHGRN, distilled, 10M"
 DISTILLED_10M_PARTS: dict[str, dict[str, float]] = {
     "blimp": {

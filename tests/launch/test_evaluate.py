@@ -20,7 +20,8 @@ from hgrnx.models import build_model
 from hgrnx.models.folders import save_folder
 from hgrnx.paths import Places, resolve_places
 from hgrnx.training.checkpoint import save_checkpoint, save_weights
-from hgrnx.training.engine import MOMENTS, EngineState
+from hgrnx.training.engine import EngineState
+from hgrnx.training.optim import MOMENTS
 
 
 @pytest.fixture(scope="module")

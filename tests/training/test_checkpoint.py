@@ -14,7 +14,8 @@ import torch
 from hgrnx.errors import UserError
 from hgrnx.training import checkpoint
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from hgrnx.training.engine import MOMENTS, EngineState
+from hgrnx.training.engine import EngineState
+from hgrnx.training.optim import MOMENTS
 
 
 def state_of(step: int) -> EngineState:

@@ -1,0 +1,241 @@
+"""`hgrnx reproduce`: an experiment's runs on Ray, as many at a time as there is room for, their scores, the report.
+
+Every run is an ordinary one: found again by its name, not repeated when it is finished, continued when it is not. So
+the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from hgrnx.config.experiments import ExperimentPlan
+from hgrnx.data.folders import write_json
+from hgrnx.errors import UserError
+from hgrnx.evaluation.catalogue import Plan, plan_tasks
+from hgrnx.launch.cluster import connected
+from hgrnx.launch.evaluate_tasks import evaluate_tasks
+from hgrnx.launch.experiment_plan import PlannedRun, experiment_folder, prepare_runs
+from hgrnx.launch.experiment_report import write_report
+from hgrnx.launch.jobs import check_writable, run_stage
+from hgrnx.launch.milestones import score_milestones
+from hgrnx.launch.task_request import TaskRequest
+from hgrnx.launch.tracked import JobTracking
+from hgrnx.paths import Places
+from hgrnx.report.experiment_files import FAILURES, PLAN
+from hgrnx.report.summary import duration
+from hgrnx.report.task_scores import TITLES
+from hgrnx.runs import read_json
+
+
+def run_experiment(
+    plan: ExperimentPlan,
+    places: Places,
+    console: Console,
+    *,
+    data: Path | None = None,
+    at_once: int | None = None,
+    command: str = "",
+) -> Path:
+    """Run what is missing of an experiment, score it and write its report.
+
+    Args:
+        data: folder of the benchmark tasks' files, where the experiment is scored on any.
+        at_once: runs at a time; as many as the cluster has room for when None.
+        command: what was typed, for the report.
+
+    Returns:
+        The experiment's folder: ``experiment.json``, ``report.html`` and ``report.md``.
+
+    Raises:
+        UserError: before anything is run, with all problems at once; at the end, naming the runs that failed. Those
+            that did not are finished and in the report.
+    """
+    check_writable(places)
+    problems = []
+    tasks: Plan | None = None
+    try:
+        tasks = plan_tasks(plan.tasks, data) if plan.tasks else None
+    except UserError as error:
+        problems.append(f"{error}\n  Name the folder of the tasks' files with --data DIR.")
+    try:
+        runs = prepare_runs(plan, places, console)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    folder = experiment_folder(plan, runs, places)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / PLAN, describe(plan, runs, data, command))
+    work = _Work(plan, runs, places, JobTracking(places, f"hgrnx {plan.title}"), console, folder, tasks, data)
+    with connected(places):
+        return work.run(at_once)
+
+
+def describe(plan: ExperimentPlan, runs: Sequence[PlannedRun], data: Path | None, command: str) -> dict[str, Any]:
+    """``experiment.json``: what the report needs to know of an experiment besides its runs' own files."""
+    arms: dict[str, Any] = {}
+    for name, arm in plan.arms.items():
+        mine = [run for run in runs if run.arm == name]
+        arms[name] = {
+            "title": arm.title,
+            "family": arm.family,
+            "key": arm.key,
+            "value": arm.value,
+            "teachers": list(arm.teachers),
+            "parameters": dict(mine[0].cost.parameters),
+            "words": mine[0].cost.words,
+            "tokens": mine[0].cost.tokens,
+            "flops": mine[0].cost.flops,
+            "runs": {str(run.seed): run.run_dir.name for run in mine},
+        }
+    return {
+        "name": plan.name,
+        "scale": plan.scale,
+        "title": plan.config.title,
+        "question": plan.config.question,
+        "paper": plan.config.paper,
+        "command": command,
+        "data": str(data) if data is not None else None,
+        "seeds": list(plan.seeds),
+        "tasks": list(plan.tasks),
+        "comparisons": [list(pair) for pair in plan.comparisons],
+        "arms": arms,
+    }
+
+
+def room(run: PlannedRun, resources: Mapping[str, float]) -> int:
+    """How many runs like this one the cluster can hold at a time, at least one (which checks itself)."""
+    launch = run.recipe.launch
+    fits = resources.get("CPU", 0) // (launch.num_workers * launch.cpus_per_worker)
+    if launch.use_gpu:
+        fits = min(fits, resources.get("GPU", 0) // launch.num_workers)
+    return max(1, int(fits))
+
+
+@dataclass
+class _Work:
+    """One call of an experiment."""
+
+    plan: ExperimentPlan
+    runs: list[PlannedRun]
+    places: Places
+    tracking: JobTracking
+    console: Console
+    folder: Path
+    tasks: Plan | None
+    data: Path | None
+    failures: dict[str, str] = field(default_factory=dict)
+    """By run name."""
+    done: int = 0
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    """For scoring, which takes all cores of this process, and for the report."""
+
+    def run(self, at_once: int | None) -> Path:
+        facts = {"experiment": self.plan.name, "scale": self.plan.scale, "seeds": list(self.plan.seeds)}
+        parent = self.tracking.start(self.folder, self.folder.name, facts, self.runs[0].dataset)
+        self._say(f"{len(self.runs)} runs; {self.folder}")
+        finished = False
+        (self.folder / FAILURES).unlink(missing_ok=True)  # of an earlier call: all is tried again
+        try:
+            for generation in self._generations():
+                most = at_once or min(room(run, ray.cluster_resources()) for run in generation)
+                _each(generation, most, lambda run: self._one(run, parent))
+            self._report(parent)
+            finished = not self.failures
+        finally:
+            self.tracking.finish(parent, finished)
+        self.console.print(
+            f"\nReport {self.folder / 'report.html'}\n       {self.folder / 'report.md'}", highlight=False
+        )
+        if self.failures:
+            lines = "\n".join(f"  {name}: {message}" for name, message in self.failures.items())
+            raise UserError(
+                f"{len(self.failures)} of {len(self.runs)} runs failed; the report is of the others:\n{lines}"
+            )
+        return self.folder
+
+    def _generations(self) -> list[list[PlannedRun]]:
+        """Runs that may go at the same time: those without teachers, then those whose teachers were before."""
+        left, generations, ready = list(self.runs), [], set[str]()
+        while left:
+            generations.append([run for run in left if ready.issuperset(run.teachers)])
+            ready |= {run.run_dir.name for run in generations[-1]}
+            left = [run for run in left if run.run_dir.name not in ready]
+        return generations
+
+    def _one(self, run: PlannedRun, parent: str) -> None:
+        name = run.run_dir.name
+        missing = [teacher for teacher in run.teachers if teacher in self.failures]
+        try:
+            if missing:
+                raise UserError(f"its teacher {missing[0]} has failed")
+            trained = run_stage(
+                run.label,
+                run.recipe,
+                run.run_dir,
+                run.ledger,
+                run.dataset,
+                self.places,
+                self.tracking,
+                parent,
+                self.console,
+            )
+            if not trained:
+                self.tracking.link(parent, name, run.run_dir)
+            with self.one_at_a_time:
+                scores = self._score(run)
+                self.done += 1
+                self._say(f"{run.label}: {'trained' if trained else 'finished before'}{_headline(run.run_dir, scores)}")
+                self._report(parent)
+        except UserError as error:  # the others can still be finished, and a learning rate that is too high is a result
+            self.failures[name] = str(error)
+            write_json(self.folder / FAILURES, self.failures)
+            self._say(f"{run.label}: failed: {error}")
+
+    def _score(self, run: PlannedRun) -> dict[str, Any]:
+        if self.tasks is None:
+            return {}
+        quiet = Console(file=io.StringIO())
+        score_milestones(run.run_dir, self.tasks.tasks, lambda name: self._say(f"{run.label}: scored {name}"))
+        request = TaskRequest(self.data, tuple(self.plan.tasks))
+        return evaluate_tasks(str(run.run_dir), self.places, request, quiet)
+
+    def _report(self, parent: str) -> None:
+        files = write_report(self.folder, self.places)
+        self.tracking.log_files(parent, [self.folder / PLAN, *files])
+
+    def _say(self, text: str) -> None:
+        self.console.print(f"{self.plan.title} [{self.done}/{len(self.runs)}] {text}", highlight=False, markup=False)
+
+
+def _each(runs: Sequence[PlannedRun], at_once: int, do: Callable[[PlannedRun], None]) -> None:
+    if at_once == 1:
+        for run in runs:
+            do(run)
+        return
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for waiting in [pool.submit(do, run) for run in runs]:
+            waiting.result()
+    finally:  # after Ctrl-C: what has not begun doesn't, and what has ends with the connection to the cluster
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _headline(run_dir: Path, scores: Mapping[str, Any]) -> str:
+    result = read_json(run_dir / "result.json")
+    metrics = read_json(run_dir / "eval" / "final.json")["metrics"]
+    parts = [f"{metrics['dev/bits_per_byte']:.4f} bits per byte"] if "dev/bits_per_byte" in metrics else []
+    parts += [f"minimal pairs {100 * metrics['pairs/accuracy']:.1f}"] if "pairs/accuracy" in metrics else []
+    for task, tables in scores.get("tasks", {}).items():
+        if tables["overall"] is not None:
+            parts.append(f"{TITLES[task]} {100 * tables['overall']['accuracy_ties_half']:.1f}")
+    return "".join(f", {part}" for part in [*parts, duration(result["seconds"])])

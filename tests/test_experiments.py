@@ -1,0 +1,104 @@
+"""The shipped experiments: every recipe of every scale is whole, and what an experiment calls equal is equal."""
+
+from __future__ import annotations
+
+import pytest
+
+from hgrnx.config import Recipe
+from hgrnx.config.experiments import ExperimentConfig, load_experiment, plan_experiment, shipped_experiments
+from hgrnx.config.files import validated
+from hgrnx.errors import UserError
+from hgrnx.models import empty_model
+
+ALL = [(name, str(scale)) for name in shipped_experiments() for scale in load_experiment(name).scales]
+
+
+def parameters(recipe: Recipe) -> int:
+    return empty_model(recipe.model, recipe.data.vocab_size).parameter_counts()["other"]
+
+
+def test_each_experiment_has_every_scale() -> None:
+    assert set(shipped_experiments()) == {"table2", "dynamics", "data", "distill", "lr-sweep"}
+    for name in shipped_experiments():
+        assert set(load_experiment(name).scales) == {"demo", "cpu", "gpu", "paper"}
+
+
+@pytest.mark.parametrize(("name", "scale"), ALL)
+def test_every_scale_is_a_set_of_whole_recipes(name: str, scale: str) -> None:
+    plan = plan_experiment(name, scale)
+    names = [recipe.name for arm in plan.arms.values() for recipe in arm.recipes.values()]
+    assert len(names) == len(set(names)) == len(plan.arms) * len(plan.seeds)
+    if scale == "cpu" and name != "lr-sweep":
+        assert len(plan.seeds) >= 3
+
+
+@pytest.mark.parametrize("scale", ["demo", "cpu", "gpu"], ids="table2-{}".format)
+def test_table2_compares_equals(scale: str) -> None:
+    plan = plan_experiment("table2", scale)
+    recipes = [recipe for arm in plan.arms.values() for recipe in arm.recipes.values()]
+    sizes = {parameters(recipe) for recipe in recipes}
+    assert plan.parameters_within == 0.03 and max(sizes) <= 1.03 * min(sizes)
+    # everything but the architecture, the learning rate and how it is computed
+    same = {
+        (
+            recipe.data.model_dump_json(),
+            recipe.training.model_copy(update={"learning_rate": 1.0}).model_dump_json(),
+        )
+        for recipe in recipes
+    }
+    assert len(same) == 1
+    assert {recipe.model.architecture for recipe in recipes} == {"hgrn2", "transformer", "lstm", "xlstm", "mamba"}
+
+
+def test_the_sweep_tries_the_models_of_table2() -> None:
+    swept = {arm.family: arm.recipes[0].model for arm in plan_experiment("lr-sweep", "cpu").arms.values()}
+    assert swept == {name: arm.recipes[0].model for name, arm in plan_experiment("table2", "cpu").arms.items()}
+
+
+def test_students_and_twins_begin_alike_and_teachers_do_not() -> None:
+    plan = plan_experiment("distill", "cpu")
+    for seed in plan.seeds:
+        teacher, student, twin = (plan.arms[arm].recipes[seed] for arm in ("teacher", "student", "twin"))
+        assert student.seed == twin.seed == seed and teacher.seed not in plan.seeds
+        assert student.training == twin.training == teacher.training and student.model == twin.model
+        assert student.distill is not None and twin.distill is None
+
+
+def test_arms_seeds_and_keys_are_chosen() -> None:
+    plan = plan_experiment(
+        "distill",
+        "demo",
+        seeds=[3],
+        arms=["student-2"],
+        overrides=["training.duration=20 steps", "arms.student.distill.weight=0.25", "arms.teacher.seed=9"],
+    )
+    assert list(plan.arms) == ["teacher", "student-2"] and plan.comparisons == ()
+    student, teacher = plan.arms["student-2"].recipes[3], plan.arms["teacher"].recipes[3]
+    assert student.distill is not None and (student.distill.weight, student.distill.temperature) == (0.25, 2.0)
+    assert student.training.duration == "20 steps" and (teacher.seed, student.seed) == (9, 3)
+
+
+def test_all_problems_are_raised_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        plan_experiment(
+            "table2",
+            "cpu",
+            arms=["hgrn", "lstm", "mamba"],
+            overrides=["training.learnin_rate=1", "arms.mamba.model.state_sise=8", "arms.gru.seed=1"],
+        )
+    text = str(error.value)
+    assert "no arm 'hgrn'. Did you mean 'hgrn2'?" in text and "arms.gru.seed=1: There is no arm 'gru'" in text
+    assert text.count("did you mean training.learning_rate?") == 2 and "did you mean model.state_size?" in text
+    with pytest.raises(UserError, match="Did you mean 'table2'"):
+        plan_experiment("tabel2", "cpu")
+    with pytest.raises(UserError, match="no scale 'large'"):
+        plan_experiment("table2", "large")
+
+
+def test_an_experiment_that_contradicts_itself_is_refused() -> None:
+    arms = {"b": {"title": "b", "teachers": ["a", "c"]}, "a": {"title": "a"}}
+    scale = {"seeds": [0, 0], "arms": arms, "comparisons": [["a", "d"]]}
+    with pytest.raises(UserError) as error:
+        validated(ExperimentConfig, {"title": "x", "question": "y", "scales": {"cpu": scale}}, "experiment x")
+    for part in ("no arm 'd'", "arm a must stand before b", "no arm 'c'", "seeds: one is named twice"):
+        assert part in str(error.value)
