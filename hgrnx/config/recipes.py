@@ -64,8 +64,15 @@ class Recipe(_CommonRecipe):
             del data[key]  # where they lie: what they are is in the dataset's hash
         if data["cleaning"]["decontaminate"]:
             del data["cleaning"]["decontaminate"]["benchmarks"]
+        training = content["training"]
         for key in ("checkpoint_every", "keep_checkpoints", "word_milestones", "log_every"):
-            del content["training"][key]
+            del training[key]
+        for key in ("max_bad_steps", "max_checkpoint_failures"):
+            del training[key]  # they decide whether a run ends, not what it gives
+        if training["on_bad_step"] == "stop":
+            del training["on_bad_step"], training["max_loss"]
+        elif training["on_bad_step"] == "roll_back":
+            training["checkpoint_every"] = self.training.checkpoint_every  # where it goes back to
         return content
 
 

@@ -107,6 +107,15 @@ class TrainingConfig(Section):
     """Also keep the weights after 1M, 2M ... 10M, 20M ... 100M, 200M ... 1B words seen, as BabyLM asks for."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of metrics."""
+    on_bad_step: Literal["stop", "skip", "roll_back"] = "stop"
+    """Where loss or gradient are not finite: ``stop``; ``skip``: the step changes nothing; ``roll_back``: go back to
+    the last checkpoint and pass over all batches since, the bad one included."""
+    max_loss: float | None = Field(default=None, gt=0)
+    """Loss per token (nats) above which a step is bad as well."""
+    max_bad_steps: int = Field(default=10, ge=1)
+    """How often steps are skipped, or a checkpoint is gone back to, before the run stops."""
+    max_checkpoint_failures: int = Field(default=0, ge=0)
+    """How many checkpoints in a row may fail to be written (full disk) before the run stops; the last one must not."""
 
 
 class EvaluationConfig(Section):

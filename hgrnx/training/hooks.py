@@ -14,10 +14,14 @@ from hgrnx.errors import UserError
 from hgrnx.evaluation.suite import EvaluationResult, evaluate
 from hgrnx.models.base import LanguageModel
 from hgrnx.tracking.tracker import Tracker
+from hgrnx.training.bad_steps import BadSteps
 from hgrnx.training.checkpoint import save_checkpoint, save_weights
-from hgrnx.training.distributed import gather_objects, rank_and_world, sum_over_ranks, wait_for_all
-from hgrnx.training.engine import Engine
+from hgrnx.training.distributed import any_rank, gather_objects, rank_and_world, sum_over_ranks, wait_for_all
+from hgrnx.training.engine import Engine, EngineState
+from hgrnx.training.events import EventLog
 from hgrnx.training.loop import Hook, Period, Progress, StepResult
+from hgrnx.training.notice import Left
+from hgrnx.training.writer import CheckpointWriter
 
 
 class Clock:
@@ -45,13 +49,28 @@ class LogHook(Hook):
         self.checkpoints = checkpoints
         self._clear()
 
+    def window(self) -> dict[str, Any]:
+        """This rank's part of the line that is not written yet; see :meth:`restore`."""
+        return {"sums": self.sums, "tokens": self.tokens, "seconds": self.seconds}
+
+    def restore(self, windows: list[dict[str, Any]]) -> None:
+        """Go on in the middle of a line from what :meth:`window` gave on all ranks, however many there were."""
+        rank, world = rank_and_world()
+        self.tokens, self.seconds = windows[0]["tokens"], windows[0]["seconds"]
+        if len(windows) == world:
+            self.sums.update(windows[rank]["sums"])
+        else:
+            for name in windows[0]["sums"]:
+                self.sums[name] = sum(part["sums"][name] for part in windows) if rank == 0 else 0.0
+
     def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
         self.clock.add(result)
-        for name, value in result.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.tokens += result.tokens
-        self.seconds += result.seconds
-        if not (self.every.due(before, now) or self.checkpoints.due(before, now)):
+        if not result.skipped:
+            for name, value in result.sums.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.tokens += result.tokens
+            self.seconds += result.seconds
+        if not self.tokens or not (self.every.due(before, now) or self.checkpoints.due(before, now)):
             return
         sums = sum_over_ranks(self.sums, self.engine.device)
         means = {f"train/{name}": value / self.tokens for name, value in sums.items()}
@@ -65,7 +84,7 @@ class LogHook(Hook):
             {
                 **means,
                 "train/learning_rate": result.learning_rate,
-                "train/grad_norm": result.grad_norm,
+                **({} if result.skipped else {"train/grad_norm": result.grad_norm}),
                 "train/tokens_per_second": self.tokens / self.seconds,
                 "train/epoch": now.epoch,
                 "words": now.words,
@@ -120,8 +139,27 @@ class EvaluateHook(Hook):
             self.tracker.log(now.step, {**self.last.metrics, "words": now.words})
 
 
+class BadStepHook(Hook):
+    """Records every step that was skipped."""
+
+    def __init__(self, tracker: Tracker, events: EventLog, bad_steps: BadSteps) -> None:
+        self.tracker, self.events, self.bad_steps = tracker, events, bad_steps
+
+    def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
+        if result.skipped:
+            self.tracker.log(now.step, {"train/skipped_steps": self.bad_steps.skipped, "words": now.words})
+            self.events.add("skipped_step", f"Step {now.step} was bad and is skipped.", step=now.step)
+
+
 class CheckpointHook(Hook):
-    """Saves the whole state, after metrics and evaluation of the same step were recorded."""
+    """Saves the whole state, after metrics and evaluation of the same step were recorded.
+
+    Steps wait for the copy of the state only; rank 0 writes it beside them.
+
+    Args:
+        meta: called on every rank, and may be collective.
+        publish_extra: whether what lies before a checkpoint outside the period is final.
+    """
 
     def __init__(
         self,
@@ -131,18 +169,46 @@ class CheckpointHook(Hook):
         keep: int,
         tracker: Tracker,
         meta: Callable[[], dict[str, Any]],
+        writer: CheckpointWriter,
+        publish_extra: bool = True,
     ) -> None:
         self.engine, self.folder, self.every, self.keep = engine, folder, every, keep
-        self.tracker, self.meta = tracker, meta
+        self.tracker, self.meta, self.writer, self.publish_extra = tracker, meta, writer, publish_extra
 
     def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
-        if not self.every.due(before, now):
-            return
-        state = self.engine.state()
+        self.writer.check()
+        if self.every.due(before, now):
+            self.save(now, must=now.finished)
+
+    def save(self, now: Progress, *, must: bool, extra: bool = False) -> None:
+        """Save now. ``must``: return when it is on the disk."""
+        state, meta = self.engine.state(), {**self.meta(), "words": now.words}
         if rank_and_world()[0] == 0:
-            save_checkpoint(self.folder, now.step, state, {**self.meta(), "words": now.words}, self.keep)
-            self.tracker.durable(now.step)
-        wait_for_all()
+            self.writer.write(now.step, lambda: self._write(now.step, state, meta, extra), must=must)
+        if must:
+            wait_for_all()
+
+    def _write(self, step: int, state: EngineState, meta: dict[str, Any], extra: bool) -> None:
+        save_checkpoint(self.folder, step, state, meta, self.keep, extra=extra)
+        if self.publish_extra or not extra:
+            self.tracker.durable(step)
+
+
+class LeaveHook(Hook):
+    """Ends the run after a checkpoint, when any rank was asked to. Comes last."""
+
+    def __init__(self, checkpoints: CheckpointHook, asked: Callable[[], bool]) -> None:
+        self.checkpoints, self.asked = checkpoints, asked
+
+    def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
+        if now.finished or not any_rank(self.asked(), self.checkpoints.engine.device):
+            return
+        if self.checkpoints.every.due(before, now):
+            self.checkpoints.writer.wait(must=True)
+            wait_for_all()
+        else:
+            self.checkpoints.save(now, must=True, extra=True)
+        raise Left(now.step)
 
 
 class MilestoneHook(Hook):

@@ -6,6 +6,7 @@ continues gives the same weights as one that never stopped.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import torch
 
 from hgrnx.config import parse_duration
 from hgrnx.data.loader import TrainLoader
+from hgrnx.training.bad_steps import BadSteps
 from hgrnx.training.engine import Engine
 
 
@@ -46,6 +48,8 @@ class StepResult:
     grad_norm: float
     """Global norm of the gradient before clipping."""
     seconds: float
+    skipped: bool = False
+    """The weights were left as they are, by ``training.on_bad_step``."""
 
 
 class Hook(ABC):
@@ -91,14 +95,19 @@ def train(
     seed: int,
     learning_rate: Callable[[int], float],
     hooks: Sequence[Hook],
+    bad_steps: BadSteps,
+    weights_of: int | None = None,
 ) -> None:
     """Take steps ``start_step`` to ``total_steps``; every rank calls it with its own engine and loader.
+
+    ``weights_of`` is the step of the engine's weights where that is not ``start_step``: the steps between are
+    passed over.
 
     The gradient of a step is the sum over the global batch's tokens divided by their global number, whatever
     the number of ranks and micro-batches. Only what a model draws in training (dropout) depends on them; it is
     decided by (``seed``, step, rank).
     """
-    before = progress_at(loader, start_step, total_steps)
+    before = progress_at(loader, start_step if weights_of is None else weights_of, total_steps)
     with closing(loader.batches(start_step, total_steps)) as batches:
         for step in range(start_step, total_steps):
             started = time.perf_counter()
@@ -112,12 +121,16 @@ def train(
                 if cu_seqlens is not None:
                     cu_seqlens = cu_seqlens.to(engine.device, non_blocking=True)
                 output = engine.forward(inputs, targets, cu_seqlens)
-                engine.backward(output.loss_sum, tokens, last_micro=micro == len(micro_batches))
+                loss_sum, last = output.loss_sum, micro == len(micro_batches)
+                if last and bad_steps.refuses(sums.get("loss", 0.0) + float(loss_sum.detach()), tokens):
+                    loss_sum = loss_sum * math.nan  # every engine leaves out such a gradient
+                engine.backward(loss_sum, tokens, last_micro=last)
                 for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
             rate = learning_rate(step)
             grad_norm = engine.step(rate)
-            result = StepResult(sums, tokens, rate, grad_norm, time.perf_counter() - started)
+            skipped = bad_steps.judge(step + 1, sums["loss"], tokens, grad_norm)
+            result = StepResult(sums, tokens, rate, grad_norm, time.perf_counter() - started, skipped)
             now = progress_at(loader, step + 1, total_steps)
             for hook in hooks:
                 hook.after_step(before, now, result)

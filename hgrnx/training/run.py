@@ -6,8 +6,10 @@ is more than one worker.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,12 +28,26 @@ from hgrnx.ops.cpu import keep_freed_memory
 from hgrnx.tracking.environment import describe_environment
 from hgrnx.tracking.tracker import CompositeTracker, JsonlTracker, NullTracker, Tracker
 from hgrnx.training import optim
-from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights
+from hgrnx.training.bad_steps import BadSteps, RollBack
+from hgrnx.training.checkpoint import find_checkpoint, is_extra, latest_checkpoint, load_checkpoint, load_weights
 from hgrnx.training.distributed import gather_objects, rank_and_world, wait_for_all
-from hgrnx.training.engine import build_engine, choose_device
-from hgrnx.training.hooks import CheckpointHook, Clock, EvaluateHook, Hook, LogHook, MilestoneHook, ProgressHook
+from hgrnx.training.engine import MOMENTS, Engine, EngineState, build_engine, choose_device, cpu_copy
+from hgrnx.training.events import EVENTS, EventLog
+from hgrnx.training.hooks import (
+    BadStepHook,
+    CheckpointHook,
+    Clock,
+    EvaluateHook,
+    Hook,
+    LeaveHook,
+    LogHook,
+    MilestoneHook,
+    ProgressHook,
+)
 from hgrnx.training.loop import Period, train
+from hgrnx.training.notice import asked
 from hgrnx.training.recompute import recompute_layers
+from hgrnx.training.writer import CheckpointWriter
 
 MILESTONES = "milestones"
 """Folder of a run with the weights at its word milestones."""
@@ -50,15 +66,18 @@ def run_training(
     *,
     listener: Listener | None = None,
     open_trackers: Callable[[Path], Sequence[Tracker]] = lambda metrics_file: (),
+    asked: Callable[[], bool] = asked,
 ) -> dict[str, Any]:
     """Train ``recipe`` in ``run_dir``, going on from its last whole checkpoint; every rank calls it.
 
     ``open_trackers`` is called on rank 0 with the path of ``metrics.jsonl``; what it returns is told of every
-    line and of every durable step. Returns what is also written to ``result.json``.
+    line and of every durable step. ``asked`` is looked at after every step, and may say yes on any one rank.
+    Returns what is also written to ``result.json``.
 
     Raises:
         UserError: the data are too few for one batch, a teacher does not fit, the loss is not finite, or the
             disk refuses.
+        Left: it was asked to leave, and has saved a checkpoint.
     """
     rank, world = rank_and_world()
     torch.manual_seed(recipe.seed)
@@ -78,93 +97,211 @@ def run_training(
         world_size=world,
         reset_state=recipe.training.reset_state,
     )
-    total_steps = loader.steps_for(recipe.training.duration)
-    warmup_steps = warmup_length(recipe, loader, total_steps)
-
-    start_step, clock = 0, Clock()
-    checkpoints = run_dir / "checkpoints"
-    folder = _where_to_continue(checkpoints)
-    if folder is not None:
-        state, meta = load_checkpoint(folder)
-        engine.load_state(state)
-        start_step, clock = meta["step"], Clock(meta["seconds"], meta["tokens"])
-
-    tracker: Tracker = NullTracker()
     if rank == 0:
         _write_run_files(recipe, dataset, run_dir)
-        metrics = run_dir / "metrics.jsonl"
-        tracker = CompositeTracker([JsonlTracker(metrics, start_step), *open_trackers(metrics)])
-        tracker.durable(start_step)
-    finished = False
-    try:
-        every = Period(recipe.training.checkpoint_every)
-        evaluation = EvaluateHook(
-            engine,
-            build_model(recipe.model, dataset.vocab_size, seed=recipe.seed).to(engine.device).eval(),
-            dataset,
-            recipe.evaluation,
-            tracker,
-            run_dir / "eval",
-            None if listener is None or rank else lambda done, total: listener({"evaluated": done, "items": total}),
-        )
-        hooks: list[Hook] = [
-            LogHook(tracker, engine, clock, recipe.training.log_every, every),
-            evaluation,
-            *([MilestoneHook(engine, run_dir / MILESTONES)] if recipe.training.word_milestones else []),
-            CheckpointHook(
-                engine,
-                checkpoints,
-                every,
-                recipe.training.keep_checkpoints,
-                tracker,
-                lambda: {"seconds": clock.seconds, "tokens": clock.tokens, "recipe": recipe.identity()},
-            ),
-        ]
-        if listener is not None and rank == 0:
-            hooks.append(ProgressHook(listener))
-        train(
-            engine,
-            loader,
-            start_step=start_step,
-            total_steps=total_steps,
-            micro_batch_size=recipe.launch.micro_batch_size or recipe.training.batch_size // world,
-            seed=recipe.seed,
-            learning_rate=lambda step: optim.learning_rate(step, total_steps, warmup_steps, recipe.training),
-            hooks=hooks,
-        )
-        result = {
-            "steps": total_steps,
-            "words": loader.words_seen(total_steps),
-            "epochs": loader.epoch_of(total_steps),
-            "seconds": clock.seconds,
-            "tokens_per_second": clock.tokens / clock.seconds,
-            "peak_memory_mb": peak_memory_mb(engine.device),
-            "workers": world,
-            "parameters": evaluation.model.parameter_counts(),
-        }
-        peaks = gather_objects(result["peak_memory_mb"])
-        result["peak_memory_mb"] = max(peaks)
+    say = None if listener is None else lambda text: listener({"note": text})
+    session = _Session(
+        recipe,
+        dataset,
+        run_dir,
+        engine,
+        loader,
+        EventLog(run_dir / EVENTS if rank == 0 else None, say),
+        listener if rank == 0 else None,
+        open_trackers,
+        asked,
+    )
+    passed_over = 0
+    while True:
+        try:
+            return session.go_on(passed_over)
+        except RollBack as bad:
+            passed_over = bad.step
+
+
+@dataclass
+class _Session:
+    """What stays the same while a run goes on from its checkpoints, again and again where it rolls back."""
+
+    recipe: Recipe
+    dataset: PreparedDataset
+    run_dir: Path
+    engine: Engine
+    loader: TrainLoader
+    events: EventLog
+    listener: Listener | None
+    open_trackers: Callable[[Path], Sequence[Tracker]]
+    asked: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.checkpoints = self.run_dir / "checkpoints"
+        self.total_steps = self.loader.steps_for(self.recipe.training.duration)
+        self.bad_steps = BadSteps(self.recipe.training, self.engine.device)
+
+    def go_on(self, passed_over: int) -> dict[str, Any]:
+        """Train from the last checkpoint to the end. ``passed_over``: the step rolled back from, 0 at first.
+
+        Raises:
+            RollBack: a bad step came, and the policy is to roll back.
+        """
+        training, launch = self.recipe.training, self.recipe.launch
+        rank, world = rank_and_world()
+        start_step, clock, windows, extra = self._load(rolling_back=passed_over > 0)
+        tracker: Tracker = NullTracker()
         if rank == 0:
-            write_json(run_dir / "result.json", result)
-        wait_for_all()
-        finished = True
-        return result
-    finally:
-        tracker.close(final=finished)
+            metrics = self.run_dir / "metrics.jsonl"
+            tracker = CompositeTracker([JsonlTracker(metrics, start_step), *self.open_trackers(metrics)])
+            if not (extra and training.on_bad_step == "roll_back"):
+                tracker.durable(start_step)
+        if passed_over:
+            self._record_roll_back(tracker, start_step, passed_over)
+        writer = CheckpointWriter(self.events, training.max_checkpoint_failures)
+        finished = False
+        try:
+            every = Period(training.checkpoint_every)
+            listener = self.listener
+            evaluation = EvaluateHook(
+                self.engine,
+                build_model(self.recipe.model, self.dataset.vocab_size, seed=self.recipe.seed)
+                .to(self.engine.device)
+                .eval(),
+                self.dataset,
+                self.recipe.evaluation,
+                tracker,
+                self.run_dir / "eval",
+                None if listener is None else lambda done, total: listener({"evaluated": done, "items": total}),
+            )
+            log = LogHook(tracker, self.engine, clock, training.log_every, every)
+            if windows:
+                log.restore(windows)
+
+            def meta() -> dict[str, Any]:
+                gathered = gather_objects(log.window())
+                return {
+                    "seconds": clock.seconds,
+                    "tokens": clock.tokens,
+                    "recipe": self.recipe.identity(),
+                    **({"bad_steps": self.bad_steps.counts()} if training.on_bad_step != "stop" else {}),
+                    **({"windows": gathered} if gathered[0]["tokens"] else {}),
+                }
+
+            saving = CheckpointHook(
+                self.engine,
+                self.checkpoints,
+                every,
+                training.keep_checkpoints,
+                tracker,
+                meta,
+                writer,
+                publish_extra=training.on_bad_step != "roll_back",
+            )
+            hooks: list[Hook] = [
+                log,
+                BadStepHook(tracker, self.events, self.bad_steps),
+                evaluation,
+                *([MilestoneHook(self.engine, self.run_dir / MILESTONES)] if training.word_milestones else []),
+                saving,
+                *([ProgressHook(listener)] if listener is not None else []),
+                LeaveHook(saving, self.asked),
+            ]
+            warmup_steps = warmup_length(self.recipe, self.loader, self.total_steps)
+            train(
+                self.engine,
+                self.loader,
+                start_step=max(start_step, passed_over),
+                total_steps=self.total_steps,
+                micro_batch_size=launch.micro_batch_size or training.batch_size // world,
+                seed=self.recipe.seed,
+                learning_rate=lambda step: optim.learning_rate(step, self.total_steps, warmup_steps, training),
+                hooks=hooks,
+                bad_steps=self.bad_steps,
+                weights_of=start_step,
+            )
+            result = {
+                "steps": self.total_steps,
+                "words": self.loader.words_seen(self.total_steps),
+                "epochs": self.loader.epoch_of(self.total_steps),
+                "seconds": clock.seconds,
+                "tokens_per_second": clock.tokens / clock.seconds,
+                "peak_memory_mb": max(gather_objects(peak_memory_mb(self.engine.device))),
+                "workers": world,
+                "parameters": evaluation.model.parameter_counts(),
+            }
+            if rank == 0:
+                write_json(self.run_dir / "result.json", result)
+            wait_for_all()
+            finished = True
+            return result
+        finally:
+            with contextlib.suppress(UserError):  # told already; what is raised now, if anything, comes first
+                writer.wait()
+            tracker.close(final=finished)
+
+    def _load(self, rolling_back: bool) -> tuple[int, Clock, list[dict[str, Any]], bool]:
+        """Fill the engine from the last checkpoint, or with the initial weights to roll back without one.
+
+        Returns:
+            Step, clock, the windows of :class:`LogHook`, and whether the checkpoint lies outside the period.
+        """
+        folder, problems = _where_to_continue(self.checkpoints, of_period=rolling_back)
+        for problem in problems:
+            self.events.add(
+                "checkpoint_passed_over",
+                f"A damaged checkpoint was passed over ({problem}); going on from {folder.name if folder else '?'}.",
+            )
+        if folder is None:
+            if rolling_back:
+                self.engine.load_state(self._initial_state())
+            return 0, Clock(), [], False
+        state, meta = load_checkpoint(folder)
+        self.engine.load_state(state)
+        if not rolling_back:
+            if self.bad_steps.policy != "stop" and "bad_steps" in meta:
+                self.bad_steps.restore(meta["bad_steps"])
+            facts = {"step": meta["step"], "workers": rank_and_world()[1], "engine": self.recipe.launch.engine}
+            self.events.add("resumed", f"Going on from the checkpoint of step {meta['step']}.", **facts)
+        return meta["step"], Clock(meta["seconds"], meta["tokens"]), meta.get("windows", []), is_extra(folder)
+
+    def _initial_state(self) -> EngineState:
+        model = build_model(self.recipe.model, self.dataset.vocab_size, seed=self.recipe.seed)
+        weights = {name: cpu_copy(parameter) for name, parameter in model.named_parameters()}
+        zeros = {moment: {name: torch.zeros_like(w) for name, w in weights.items()} for moment in MOMENTS}
+        return EngineState(weights, zeros, 0)
+
+    def _record_roll_back(self, tracker: Tracker, start_step: int, passed_over: int) -> None:
+        if passed_over >= self.total_steps:
+            raise UserError(
+                f"Step {passed_over}, the last one, was bad, and nothing follows it after rolling back. "
+                "Lower training.learning_rate; its checkpoints are kept."
+            )
+        tracker.log(
+            passed_over,
+            {
+                "train/rolled_back": self.bad_steps.rolled_back,
+                "train/passed_over_steps": passed_over - start_step,
+                "words": self.loader.words_seen(passed_over),
+            },
+        )
+        self.events.add(
+            "rolled_back",
+            f"Step {passed_over} was bad: back to the weights of step {start_step}, passing over the batches since.",
+            step=passed_over,
+            to=start_step,
+        )
 
 
-def _where_to_continue(checkpoints: Path) -> Path | None:
+def _where_to_continue(checkpoints: Path, of_period: bool) -> tuple[Path | None, list[str]]:
     """Rank 0 looks and the others follow, so that all continue from the same step, or all stop."""
-    found: Path | None = None
-    problem: str | None = None
+    found: tuple[Path | None, list[str]] = (None, [])
+    error: str | None = None
     if rank_and_world()[0] == 0:
         try:
-            found = latest_checkpoint(checkpoints)
-        except UserError as error:
-            problem = str(error)
-    found, problem = gather_objects((found, problem))[0]
-    if problem is not None:
-        raise UserError(problem)
+            found = find_checkpoint(checkpoints, of_period=of_period)
+        except UserError as problem:
+            error = str(problem)
+    found, error = gather_objects((found, error))[0]
+    if error is not None:
+        raise UserError(error)
     return found
 
 
