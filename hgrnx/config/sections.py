@@ -136,6 +136,8 @@ class LaunchConfig(Section):
 
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers (processes); each has one GPU when ``use_gpu``."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """When given, a run also starts, and goes on after losing nodes, with fewer workers, down to this number."""
     use_gpu: bool = False
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores, and threads, of each worker."""

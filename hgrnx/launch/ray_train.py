@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hgrnx.config import Recipe, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
-from hgrnx.errors import UserError
+from hgrnx.errors import Terminated, UserError
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
+from hgrnx.launch.workers import ListeningTorchConfig, Reporter, place_of, signature
 from hgrnx.paths import Places
+
+_HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+_MOST_NOTICES = 10
+"""How often workers may be told to leave before the run gives up, where ``launch.max_failures`` is less."""
 
 
 def train_on_ray(
@@ -33,20 +44,23 @@ def train_on_ray(
     ``run_dir`` and the dataset must be reachable from every node.
 
     Raises:
-        UserError: the cluster is too small, a worker found something the user can put right, or workers were
-            lost more often than ``launch.max_failures``.
+        UserError: the cluster is too small, a worker found something the user can put right, the same error came
+            twice at the same place, or workers were lost more often than ``launch.max_failures``.
+        Terminated: this process got SIGTERM; the run has saved a checkpoint.
     """
     launch = recipe.launch
     check_resources(launch)
-    board = Board.remote()  # type: ignore[attr-defined]
+    # Beside the driver: on another node it would be lost with that.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     # Ray's own bookkeeping of this attempt: kept apart, and cleared, because Train would resume (and skip) a
     # run of the same name; what to resume from is decided by our checkpoints alone.
     ray_folder = run_dir / "ray"
-    shutil.rmtree(ray_folder, ignore_errors=True)
     resources: dict[str, float] = {"CPU": launch.cpus_per_worker}
     if launch.use_gpu:
         resources["GPU"] = 1
-    trainer = TorchTrainer(
+    workers = launch.num_workers if launch.min_workers is None else (launch.min_workers, launch.num_workers)
+    trainer = lambda: TorchTrainer(
         _worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
@@ -56,10 +70,8 @@ def train_on_ray(
             "mlflow_run": mlflow_run,
             "board": board,
         },
-        scaling_config=ScalingConfig(
-            num_workers=launch.num_workers, use_gpu=launch.use_gpu, resources_per_worker=resources
-        ),
-        torch_config=TorchConfig(
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=launch.use_gpu, resources_per_worker=resources),
+        torch_config=ListeningTorchConfig(
             backend="nccl" if launch.use_gpu else "gloo", timeout_s=int(launch.collective_timeout_s)
         ),
         run_config=RunConfig(
@@ -68,25 +80,82 @@ def train_on_ray(
             failure_config=FailureConfig(
                 max_failures=launch.max_failures,
                 controller_failure_limit=launch.max_failures,
-                max_preemption_failures=max(launch.max_failures, 10),
+                max_preemption_failures=max(launch.max_failures, _MOST_NOTICES),
             ),
         ),
     )
-    with shown(title, board):
-        error: Exception | None = None
-        try:
-            trainer.fit()
-        except Exception as caught:
-            error = caught
-        failure = ray.get(board.failure.remote())
+    with shown(title, board), _told_of_sigterm(board) as told, _given_up_after(launch.collective_timeout_s):
+        for _ in range(1 + max(launch.max_failures, _MOST_NOTICES)):
+            shutil.rmtree(ray_folder, ignore_errors=True)
+            error: Exception | None = None
+            try:
+                trainer().fit()
+            except Exception as caught:
+                error = caught
+            failure, left = ray.get([board.failure.remote(), board.take_left.remote()])
+            # Workers that heard of their own end left after a checkpoint: others go on from it.
+            if left is None or told.is_set():
+                break
     if failure is not None:
         raise UserError(failure)
+    if told.is_set():
+        where = "at its last checkpoint" if left is None else f"after step {left}"
+        raise Terminated(f"{title} was stopped by SIGTERM {where}. The same command goes on from there.")
+    if left is not None:
+        raise Terminated(
+            f"The workers of {title} were told to leave again and again, last after step {left}. "
+            "The same command goes on from there."
+        )
     if error is not None:
         raise UserError(
             f"{title} failed, and {launch.max_failures} replacements of its workers did not help:\n"
             f"{_last_lines(error)}\nIts checkpoints are kept in {run_dir}: the same command goes on from the last one."
         ) from error
     shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+@contextmanager
+def _told_of_sigterm(board: Any) -> Iterator[threading.Event]:
+    """Within the block the first SIGTERM to this process lets the workers leave; a second does what it did before."""
+    told, over = threading.Event(), threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told  # signals are the main thread's
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        told.set()  # the call of Ray that the main thread is in the middle of forbids another one here
+
+    def pass_on() -> None:
+        while not over.wait(0.2):
+            if told.is_set():
+                ray.get(board.leave.remote())
+                return
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    thread = threading.Thread(target=pass_on, name="hgrnx-sigterm", daemon=True)
+    thread.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _given_up_after(seconds: float) -> Iterator[None]:
+    """Let Ray Train replace a worker that does not answer for ``seconds``, as a collective operation does.
+
+    A single worker takes part in none. Ray reads this from the driver's environment only.
+    """
+    before = os.environ.get(_HEALTH_TIMEOUT)
+    os.environ.setdefault(_HEALTH_TIMEOUT, str(max(1, round(seconds))))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_HEALTH_TIMEOUT]
 
 
 def _last_lines(error: Exception) -> str:
@@ -105,8 +174,10 @@ def _worker(config: dict[str, Any]) -> None:
 
     from hgrnx.data.dataset import PreparedDataset
     from hgrnx.tracking.mlflow import MlflowPublisher
+    from hgrnx.training.notice import Left
     from hgrnx.training.run import run_training
 
+    reporter = Reporter(board)
     recipe = recipe_from_dict(config["recipe"])
     assert isinstance(recipe, Recipe)
     torch.set_num_threads(recipe.launch.cpus_per_worker)
@@ -121,9 +192,18 @@ def _worker(config: dict[str, Any]) -> None:
             recipe,
             PreparedDataset.open(Path(config["data_dir"])),
             Path(config["run_dir"]),
-            listener=board.post.remote,
+            listener=reporter,
             open_trackers=open_trackers,
+            asked=reporter.asked,
         )
+    except Left as left:
+        ray.get(board.left.remote(left.step))
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
+        raise
+    except Exception as error:
+        same = signature(error)
+        if same is not None and ray.get(board.crash.remote(same)):
+            again = f"The same error came twice at the same place ({place_of(error)}), so it is not tried again:"
+            ray.get(board.fail.remote(f"{again}\n  {same}\nThe checkpoints before it are kept."))
         raise

@@ -110,31 +110,35 @@ def train(
     before = progress_at(loader, start_step if weights_of is None else weights_of, total_steps)
     with closing(loader.batches(start_step, total_steps)) as batches:
         for step in range(start_step, total_steps):
-            started = time.perf_counter()
-            torch.manual_seed(step_seed(seed, step, engine.rank))
-            micro_batches = loader.micro_batches(next(batches), micro_batch_size)
-            tokens = loader.valid_tokens(step)
-            sums: dict[str, float] = {}
-            for micro, (inputs, targets, cu_seqlens) in enumerate(micro_batches, start=1):
-                inputs = inputs.to(engine.device, non_blocking=True)
-                targets = targets.to(engine.device, non_blocking=True)
-                if cu_seqlens is not None:
-                    cu_seqlens = cu_seqlens.to(engine.device, non_blocking=True)
-                output = engine.forward(inputs, targets, cu_seqlens)
-                loss_sum, last = output.loss_sum, micro == len(micro_batches)
-                if last and bad_steps.refuses(sums.get("loss", 0.0) + float(loss_sum.detach()), tokens):
-                    loss_sum = loss_sum * math.nan  # every engine leaves out such a gradient
-                engine.backward(loss_sum, tokens, last_micro=last)
-                for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-            rate = learning_rate(step)
-            grad_norm = engine.step(rate)
-            skipped = bad_steps.judge(step + 1, sums["loss"], tokens, grad_norm)
-            result = StepResult(sums, tokens, rate, grad_norm, time.perf_counter() - started, skipped)
-            now = progress_at(loader, step + 1, total_steps)
-            for hook in hooks:
-                hook.after_step(before, now, result)
-            before = now
+            try:
+                started = time.perf_counter()
+                torch.manual_seed(step_seed(seed, step, engine.rank))
+                micro_batches = loader.micro_batches(next(batches), micro_batch_size)
+                tokens = loader.valid_tokens(step)
+                sums: dict[str, float] = {}
+                for micro, (inputs, targets, cu_seqlens) in enumerate(micro_batches, start=1):
+                    inputs = inputs.to(engine.device, non_blocking=True)
+                    targets = targets.to(engine.device, non_blocking=True)
+                    if cu_seqlens is not None:
+                        cu_seqlens = cu_seqlens.to(engine.device, non_blocking=True)
+                    output = engine.forward(inputs, targets, cu_seqlens)
+                    loss_sum, last = output.loss_sum, micro == len(micro_batches)
+                    if last and bad_steps.refuses(sums.get("loss", 0.0) + float(loss_sum.detach()), tokens):
+                        loss_sum = loss_sum * math.nan  # every engine leaves out such a gradient
+                    engine.backward(loss_sum, tokens, last_micro=last)
+                    for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
+                        sums[name] = sums.get(name, 0.0) + float(value)
+                rate = learning_rate(step)
+                grad_norm = engine.step(rate)
+                skipped = bad_steps.judge(step + 1, sums["loss"], tokens, grad_norm)
+                result = StepResult(sums, tokens, rate, grad_norm, time.perf_counter() - started, skipped)
+                now = progress_at(loader, step + 1, total_steps)
+                for hook in hooks:
+                    hook.after_step(before, now, result)
+                before = now
+            except Exception as error:
+                error.add_note(f"in step {step + 1}")
+                raise
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
