@@ -153,6 +153,9 @@ class LaunchConfig(Section):
     """How often lost workers are replaced before the run gives up."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds after which a worker that does not answer counts as lost."""
+    upload_to: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9]*://[^@]*$")
+    """URI of a folder (``s3://``, ``gs://``, ``hdfs://``, ``file://``) to which every checkpoint is copied beside the
+    training. A run that finds none of its own goes on from there. Keys belong into the environment, not here."""
 
 
 class DistillConfig(Section):

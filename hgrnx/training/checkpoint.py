@@ -167,11 +167,8 @@ def find_checkpoint(checkpoints: Path, *, of_period: bool = False) -> tuple[Path
         order = [last, *(name for name in order if name != last)]
     problems = []
     for name in order:
-        try:
-            head = _read_head(checkpoints / name)
-            for file in head["files"]:
-                _check_file(checkpoints / name, file, head)
-        except _Damaged as damage:
+        damage = damage_of(checkpoints / name)
+        if damage is not None:
             problems.append(f"{name}: {damage}")
             _log.warning("Passing over the checkpoint %s: %s.", checkpoints / name, damage)
             continue
@@ -182,6 +179,32 @@ def find_checkpoint(checkpoints: Path, *, of_period: bool = False) -> tuple[Path
         f"None of the checkpoints in {checkpoints} is whole ({'; '.join(problems)}). "
         "Restore them from a copy, or start the run anew with --fresh."
     )
+
+
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, every byte checked; None where nothing is."""
+    try:
+        head = _read_head(folder)
+        for file in head["files"]:
+            _check_file(folder, file, head)
+    except _Damaged as damage:
+        return str(damage)
+    return None
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 that stands for all of a checkpoint folder."""
+    return str(_read_head(folder)["sha256"])
+
+
+def adopt_checkpoint(aside: Path, name: str) -> None:
+    """Make the whole folder ``aside``, which came from elsewhere, the checkpoint ``name`` beside it, and the last."""
+    target = aside.with_name(name)
+    if not target.exists():  # another process of this machine may have been faster
+        with contextlib.suppress(OSError):
+            os.rename(aside, target)
+    _sync_folder(target.parent)
+    _point_last(target.parent, name)
 
 
 @contextlib.contextmanager

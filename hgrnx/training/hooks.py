@@ -159,6 +159,7 @@ class CheckpointHook(Hook):
     Args:
         meta: called on every rank, and may be collective.
         publish_extra: whether what lies before a checkpoint outside the period is final.
+        on_saved: told of every checkpoint that is on the disk, in the thread that wrote it.
     """
 
     def __init__(
@@ -171,9 +172,11 @@ class CheckpointHook(Hook):
         meta: Callable[[], dict[str, Any]],
         writer: CheckpointWriter,
         publish_extra: bool = True,
+        on_saved: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self.engine, self.folder, self.every, self.keep = engine, folder, every, keep
-        self.tracker, self.meta, self.writer, self.publish_extra = tracker, meta, writer, publish_extra
+        self.tracker, self.meta, self.writer = tracker, meta, writer
+        self.publish_extra, self.on_saved = publish_extra, on_saved
 
     def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
         self.writer.check()
@@ -189,9 +192,10 @@ class CheckpointHook(Hook):
             wait_for_all()
 
     def _write(self, step: int, state: EngineState, meta: dict[str, Any], extra: bool) -> None:
-        save_checkpoint(self.folder, step, state, meta, self.keep, extra=extra)
+        folder = save_checkpoint(self.folder, step, state, meta, self.keep, extra=extra)
         if self.publish_extra or not extra:
             self.tracker.durable(step)
+        self.on_saved(folder)
 
 
 class LeaveHook(Hook):

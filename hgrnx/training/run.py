@@ -47,6 +47,7 @@ from hgrnx.training.hooks import (
 from hgrnx.training.loop import Period, train
 from hgrnx.training.notice import asked
 from hgrnx.training.recompute import recompute_layers
+from hgrnx.training.remote import LONGEST_END_S, LONGEST_LEAVE_S, Remote, Uploader
 from hgrnx.training.writer import CheckpointWriter
 
 MILESTONES = "milestones"
@@ -137,6 +138,8 @@ class _Session:
         self.checkpoints = self.run_dir / "checkpoints"
         self.total_steps = self.loader.steps_for(self.recipe.training.duration)
         self.bad_steps = BadSteps(self.recipe.training, self.engine.device)
+        place = self.recipe.launch.upload_to
+        self.remote = None if place is None else Remote(place, self.run_dir.name)
 
     def go_on(self, passed_over: int) -> dict[str, Any]:
         """Train from the last checkpoint to the end. ``passed_over``: the step rolled back from, 0 at first.
@@ -156,8 +159,11 @@ class _Session:
         if passed_over:
             self._record_roll_back(tracker, start_step, passed_over)
         writer = CheckpointWriter(self.events, training.max_checkpoint_failures)
+        uploader: Uploader | None = None
         finished = False
         try:
+            if self.remote is not None and rank == 0:
+                uploader = Uploader(self.remote, self.run_dir, training.keep_checkpoints, self.events)
             every = Period(training.checkpoint_every)
             listener = self.listener
             evaluation = EvaluateHook(
@@ -194,6 +200,7 @@ class _Session:
                 meta,
                 writer,
                 publish_extra=training.on_bad_step != "roll_back",
+                on_saved=(lambda folder: None) if uploader is None else uploader.add,
             )
             hooks: list[Hook] = [
                 log,
@@ -235,6 +242,8 @@ class _Session:
         finally:
             with contextlib.suppress(UserError):  # told already; what is raised now, if anything, comes first
                 writer.wait()
+            if uploader is not None:
+                uploader.close(LONGEST_END_S if finished else LONGEST_LEAVE_S)
             tracker.close(final=finished)
 
     def _load(self, rolling_back: bool) -> tuple[int, Clock, list[dict[str, Any]], bool]:
@@ -243,7 +252,7 @@ class _Session:
         Returns:
             Step, clock, the windows of :class:`LogHook`, and whether the checkpoint lies outside the period.
         """
-        folder, problems = _where_to_continue(self.checkpoints, of_period=rolling_back)
+        folder, problems = _where_to_continue(self.run_dir, rolling_back, self.remote)
         for problem in problems:
             self.events.add(
                 "checkpoint_passed_over",
@@ -290,18 +299,26 @@ class _Session:
         )
 
 
-def _where_to_continue(checkpoints: Path, of_period: bool) -> tuple[Path | None, list[str]]:
-    """Rank 0 looks and the others follow, so that all continue from the same step, or all stop."""
+def _where_to_continue(run_dir: Path, of_period: bool, remote: Remote | None) -> tuple[Path | None, list[str]]:
+    """Rank 0 looks and the others follow, so that all continue from the same step, or all stop.
+
+    Where this machine has no checkpoint, the last one that was copied to ``remote`` is brought here.
+    """
     found: tuple[Path | None, list[str]] = (None, [])
     error: str | None = None
     if rank_and_world()[0] == 0:
         try:
-            found = find_checkpoint(checkpoints, of_period=of_period)
+            found = find_checkpoint(run_dir / "checkpoints", of_period=of_period)
+            if found[0] is None and remote is not None and not of_period:
+                problems = remote.fetch(run_dir)
+                found = find_checkpoint(run_dir / "checkpoints")[0], problems
         except UserError as problem:
             error = str(problem)
     found, error = gather_objects((found, error))[0]
     if error is not None:
         raise UserError(error)
+    if found[0] is not None and remote is not None and not found[0].exists():  # a machine with a disk of its own
+        remote.fetch(run_dir, found[0].name)
     return found
 
 

@@ -6,6 +6,7 @@ on the machine is ever signalled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -115,9 +116,10 @@ class World:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                    if process.environ().get(MARK) == self.mark and part in " ".join(process.cmdline()):
-                        found.append(process)
+                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if process.environ().get(MARK) == self.mark and part in " ".join(process.cmdline()):
+                    found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
@@ -180,7 +182,5 @@ def _parents(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _kill(process: psutil.Process) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.kill()
-    except psutil.NoSuchProcess:
-        pass

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import World, wait_until
 
+from cluster import World, wait_until
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
 from hgrnx.training.events import EVENTS, read_events
 
@@ -224,9 +224,9 @@ def test_a_job_told_to_leave_and_robbed_of_its_checkpoint_ends_as_undisturbed(wo
     """The short one."""
     faults = ["sigterm_worker", "flip", "sigterm_driver"]
     recipe = write_recipe(tmp_path, len(faults), engine="torch")
-    Disturbed(world, recipe, tmp_path / "quiet", [], random.Random(0)).run(300)
+    Disturbed(world, recipe, tmp_path / "quiet", [], random.Random(0)).run(900)
     disturbed = Disturbed(world, recipe, tmp_path / "home", faults, random.Random(0))
-    disturbed.run(400)
+    disturbed.run(1200)
     assert disturbed.given == 2
     (quiet,) = [path for path in (tmp_path / "quiet" / "runs").iterdir() if "-job-" not in path.name]
     assert_as_undisturbed(disturbed.run_dir, quiet)
@@ -256,7 +256,7 @@ def test_every_kind_of_fault_at_random_moments(world: World, tmp_path: Path, nam
     generator = random.Random(f"{os.environ.get('HGRNX_CHAOS_SEED', '0')}-{name}")
     faults = generator.sample(KINDS, len(KINDS))
     recipe = write_recipe(tmp_path, len(faults), *ROUNDS[name])
-    Disturbed(world, recipe, tmp_path / "quiet", [], generator).run(300)
+    Disturbed(world, recipe, tmp_path / "quiet", [], generator).run(900)
     disturbed = Disturbed(world, recipe, tmp_path / "home", faults, generator)
     disturbed.run(1000)
     (quiet,) = [path for path in (tmp_path / "quiet" / "runs").iterdir() if "-job-" not in path.name]
