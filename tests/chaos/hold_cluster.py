@@ -20,7 +20,13 @@ def main() -> None:
     cluster.wait_for_nodes()
     print(cluster.address, flush=True)
     for _ in sys.stdin:
-        cluster.add_node(wait=False, **NODE)
+        for attempt in range(5):
+            try:
+                cluster.add_node(wait=False, **NODE)
+                break
+            except Exception:  # a machine too busy for Ray's own time-outs
+                if attempt == 4:
+                    raise
         print("added", flush=True)
 
 
