@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check audit format clean
+.PHONY: run test chaos check audit format clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed  ## the demo: teacher -> student -> twin -> evaluation
@@ -11,6 +11,9 @@ run: .venv/installed  ## the demo: teacher -> student -> twin -> evaluation
 
 test: check  ## every test that this machine can run
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+chaos: .venv/installed  ## fifty faults at random moments on a cluster of several raylets; HGRNX_CHAOS_SEED for other moments
+	$(BIN)/pytest -m chaos tests/chaos $(ARGS)
 
 check: .venv/installed  ## lint, format, types; known vulnerabilities are only told
 	$(BIN)/ruff check .

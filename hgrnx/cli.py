@@ -425,12 +425,12 @@ def ui(
 
 
 def main() -> None:
-    """Run the command line; a :class:`UserError` is a message and exit status 2, never a stack trace."""
+    """Run the command line; a :class:`UserError` is a message and an exit status, never a stack trace."""
     try:
         app()
     except UserError as error:
         print(f"hgrnx: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.status) from None
 
 
 if __name__ == "__main__":

@@ -8,8 +8,16 @@ from collections.abc import Sequence
 class UserError(ValueError):
     """Something the user can put right: says what was wrong, where, and what to do.
 
-    The command line prints the message alone, without a stack trace, and exits with status 2.
+    The command line prints the message alone, without a stack trace, and exits with ``status``.
     """
+
+    status = 2
+
+
+class Terminated(UserError):
+    """Ended by SIGTERM in an orderly way; the same command goes on."""
+
+    status = 143
 
 
 def joined(problems: Sequence[str]) -> str:

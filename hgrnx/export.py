@@ -14,7 +14,7 @@ from hgrnx.paths import Places
 from hgrnx.report.card import milestone_card, model_card
 from hgrnx.runs import OpenedModel, open_model
 from hgrnx.training.checkpoint import load_weights, read_meta
-from hgrnx.training.run import MILESTONES
+from hgrnx.training.session import MILESTONES
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 

@@ -60,18 +60,19 @@ class _CommonRecipe(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self: _R) -> _R:
-        batch, workers, micro = (
-            self.training.batch_size,
-            self.launch.num_workers,
-            self.launch.micro_batch_size,
-        )
-        if batch % workers:
-            raise ValueError(f"training.batch_size={batch} must be a multiple of launch.num_workers={workers}")
-        if micro is not None and (batch // workers) % micro:
-            raise ValueError(
-                f"launch.micro_batch_size={micro} must divide the {batch // workers} sequences of each worker "
-                f"(training.batch_size={batch} / launch.num_workers={workers})"
-            )
+        batch, micro = self.training.batch_size, self.launch.micro_batch_size
+        least, most = self.launch.min_workers or self.launch.num_workers, self.launch.num_workers
+        if least > most:
+            raise ValueError(f"launch.min_workers={least} is more than launch.num_workers={most}")
+        for workers in range(most, least - 1, -1):
+            which = f"launch.num_workers={most}" if least == most else f"{workers} workers (launch.min_workers={least})"
+            if batch % workers:
+                raise ValueError(f"training.batch_size={batch} must be a multiple of {which}")
+            if micro is not None and (batch // workers) % micro:
+                raise ValueError(
+                    f"launch.micro_batch_size={micro} must divide the {batch // workers} sequences of each worker "
+                    f"(training.batch_size={batch} / {which})"
+                )
         return self
 
     @model_validator(mode="after")
@@ -104,8 +105,15 @@ class Recipe(_CommonRecipe):
             del data[key]  # where they lie: what they are is in the dataset's hash
         if data["cleaning"]["decontaminate"]:
             del data["cleaning"]["decontaminate"]["benchmarks"]
+        training = content["training"]
         for key in ("checkpoint_every", "keep_checkpoints", "word_milestones", "log_every"):
-            del content["training"][key]
+            del training[key]
+        for key in ("max_bad_steps", "max_checkpoint_failures"):
+            del training[key]  # they decide whether a run ends, not what it gives
+        if training["on_bad_step"] == "stop":
+            del training["on_bad_step"], training["max_loss"]
+        elif training["on_bad_step"] == "roll_back":
+            training["checkpoint_every"] = self.training.checkpoint_every  # where it goes back to
         for section, keys in ADDED_LATER.items():
             content[section] = content[section] and {
                 key: value for key, value in content[section].items() if key not in keys or value != keys[key]

@@ -138,6 +138,15 @@ class TrainingConfig(Section):
     """Also keep the weights after 1M, 2M ... 10M, 20M ... 100M, 200M ... 1B words seen, as BabyLM asks for."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of metrics."""
+    on_bad_step: Literal["stop", "skip", "roll_back"] = "stop"
+    """Where loss or gradient are not finite: ``stop``; ``skip``: the step changes nothing; ``roll_back``: go back to
+    the last checkpoint and pass over all batches since, the bad one included."""
+    max_loss: float | None = Field(default=None, gt=0)
+    """Loss per token (nats) above which a step is bad as well."""
+    max_bad_steps: int = Field(default=10, ge=1)
+    """How often steps are skipped, or a checkpoint is gone back to, before the run stops."""
+    max_checkpoint_failures: int = Field(default=0, ge=0)
+    """How many checkpoints in a row may fail to be written (full disk) before the run stops; the last one must not."""
 
     @model_validator(mode="after")
     def _pieces_divide(self) -> TrainingConfig:
@@ -185,6 +194,8 @@ class LaunchConfig(Section):
 
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers (processes); each has one GPU when ``use_gpu``."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """When given, a run also starts, and goes on after losing nodes, with fewer workers, down to this number."""
     use_gpu: bool = False
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores, and threads, of each worker."""
@@ -200,6 +211,9 @@ class LaunchConfig(Section):
     """How often lost workers are replaced before the run gives up."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds after which a worker that does not answer counts as lost."""
+    upload_to: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9]*://[^@]*$")
+    """URI of a folder (``s3://``, ``gs://``, ``hdfs://``, ``file://``) to which every checkpoint is copied beside the
+    training. A run that finds none of its own goes on from there. Keys belong into the environment, not here."""
 
 
 SIGNAL_TEMPERATURES = (0.5, 0.6, 0.75, 1.0, 1.5, 2.0, 3.0, 6.0)

@@ -38,8 +38,8 @@ from hgrnx.objectives import Distillation, LiveTeacher, NextToken, ObjectiveModu
 from hgrnx.objectives.base import Objective
 from hgrnx.ops.cpu import keep_freed_memory
 from hgrnx.training.engine import build_engine
+from hgrnx.training.memory import peak_memory_mb
 from hgrnx.training.recompute import recompute_layers
-from hgrnx.training.run import peak_memory_mb
 
 _STEPS = 5
 _BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two averages in float32

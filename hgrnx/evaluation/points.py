@@ -167,8 +167,18 @@ def write_curve(run_dir: Path) -> None:
             time = round((folder / name / "tasks.json").stat().st_mtime, 3)
             record = {"step": content["step"], "time": time, "words": content["words"], **point_metrics(content)}
             lines.append(json.dumps(record) + "\n")
-    if lines:
+    if lines or (run_dir / CURVE).exists():
         write_whole(run_dir / CURVE, "".join(lines).encode())
+
+
+def drop_points(run_dir: Path, after: int) -> None:
+    """Forget the points of the steps after ``after``: the run goes on without the weights they were scored of."""
+    folder = run_dir / _POINTS
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        match = _STEP.fullmatch(path.name)
+        if match and int(match[1]) > after:
+            shutil.rmtree(path, ignore_errors=True)
+    write_curve(run_dir)
 
 
 def _missing(folder: Path, facts: Mapping[str, Any], tasks: Sequence[Task]) -> list[str]:

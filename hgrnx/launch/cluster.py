@@ -69,9 +69,10 @@ def check_resources(launch: LaunchConfig) -> None:
         UserError: the cluster has fewer CPUs or GPUs than the workers need.
     """
     have = ray.cluster_resources()
+    workers = launch.min_workers or launch.num_workers
     for kind, need in (
-        ("CPU", launch.num_workers * launch.cpus_per_worker),
-        ("GPU", launch.num_workers * launch.use_gpu),
+        ("CPU", workers * launch.cpus_per_worker),
+        ("GPU", workers * launch.use_gpu),
     ):
         if need > have.get(kind, 0):
             key = (
@@ -80,6 +81,6 @@ def check_resources(launch: LaunchConfig) -> None:
                 else "launch.num_workers or launch.use_gpu"
             )
             raise UserError(
-                f"The recipe needs {need} {kind}s ({launch.num_workers} workers), "
+                f"The recipe needs {need} {kind}s ({workers} workers), "
                 f"the Ray cluster has {have.get(kind, 0):g}. Lower {key}, or add nodes."
             )

@@ -19,6 +19,7 @@ from hgrnx.config import AnyRecipe, Recipe, flatten, run_name, to_yaml
 from hgrnx.console import make_console
 from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.folders import write_json
 from hgrnx.data.progress import prepare_with_progress
 from hgrnx.data.run_ledger import LEDGER, RunLedger
 from hgrnx.errors import UserError
@@ -37,7 +38,6 @@ from hgrnx.report.tables import print_summary, summary_markdown
 from hgrnx.tracking.mlflow import stored_run_id
 from hgrnx.tracking.store_check import shown
 from hgrnx.training.ledger import check_plan, plan_ledgers
-from hgrnx.training.run import write_json
 from hgrnx.training.snapshots import Snapshots
 
 

@@ -14,7 +14,7 @@ from hgrnx.evaluation.scorer import Scorer
 from hgrnx.evaluation.task import Task
 from hgrnx.runs import open_folder
 from hgrnx.training.checkpoint import read_meta
-from hgrnx.training.run import MILESTONES
+from hgrnx.training.session import MILESTONES
 
 
 def score_milestones(run_dir: Path, tasks: Sequence[Task], say: Callable[[str], None]) -> None:

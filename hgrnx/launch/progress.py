@@ -22,23 +22,54 @@ from rich.progress import (
 
 
 class BoardBase:
-    """Holds the newest message of a run's rank 0, and the message of the error that ends it."""
+    """Between the workers of a run and its driver: progress and notes, the error that ends it, and when to leave."""
 
     def __init__(self) -> None:
         self.message: dict[str, Any] = {}
+        self.notes: list[str] = []
         self.error: str | None = None
+        self.leaving = False
+        self.left_after: int | None = None
+        self.crashes: set[str] = set()
 
-    def post(self, message: dict[str, Any]) -> None:
-        self.message = message
+    def post(self, message: dict[str, Any]) -> bool:
+        """Takes rank 0's message; answers whether to leave."""
+        if "note" in message:
+            self.notes.append(message["note"])
+        else:
+            self.message = message
+        return self.leaving
 
     def read(self) -> dict[str, Any]:
         return self.message
+
+    def take_notes(self) -> list[str]:
+        """The notes that came since the last call."""
+        notes, self.notes = self.notes, []
+        return notes
 
     def fail(self, error: str) -> None:
         self.error = self.error or error
 
     def failure(self) -> str | None:
         return self.error
+
+    def crash(self, signature: str) -> bool:
+        """Takes what is the same in two equal errors; answers whether it came before."""
+        again = signature in self.crashes
+        self.crashes.add(signature)
+        return again
+
+    def leave(self) -> None:
+        self.leaving = True
+
+    def left(self, step: int) -> None:
+        self.left_after = step
+
+    def take_left(self) -> int | None:
+        """The step after which the workers left because they were asked to; None when they did not."""
+        step, self.left_after = self.left_after, None
+        return step
 
 
 Board = ray.remote(num_cpus=0)(BoardBase)
@@ -67,9 +98,11 @@ def _messages(board: Any, stop: threading.Event, period_s: float) -> Iterator[di
     while True:
         stopping = stop.wait(period_s)
         try:
-            message = ray.get(board.read.remote(), timeout=10)
+            message, notes = ray.get([board.read.remote(), board.take_notes.remote()], timeout=10)
         except Exception:  # the bar must not end the job: the cluster's own errors surface where the job waits
-            message = {}
+            message, notes = {}, []
+        for note in notes:
+            yield {"note": note}
         if message and message != last:
             last = message
             yield message
@@ -101,7 +134,9 @@ def _show_bar(title: str, board: Any, stop: threading.Event) -> None:
     with Progress(*columns, console=Console(width=None)) as progress:
         task = progress.add_task(title, total=None, facts="starting workers")
         for message in _messages(board, stop, 0.5):
-            if "step" in message:
+            if "note" in message:
+                progress.console.print(f"{title}: {message['note']}", highlight=False, markup=False)
+            elif "step" in message:
                 progress.update(task, completed=message["step"], total=message["total_steps"], facts=describe(message))
             else:
                 progress.update(task, facts=describe(message))
@@ -111,6 +146,9 @@ def _show_lines(title: str, board: Any, stop: threading.Event) -> None:
     started: tuple[float, int] | None = None
     print(f"{title}: starting workers", flush=True)
     for message in _messages(board, stop, 10.0):
+        if "note" in message:
+            print(f"{title}: {message['note']}", flush=True)
+            continue
         if "step" not in message:
             print(f"{title}: {describe(message)}", flush=True)
             continue

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import nullcontext
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hgrnx.config import Recipe, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
-from hgrnx.errors import UserError
+from hgrnx.errors import Terminated, UserError
 from hgrnx.launch.beside import BesideScorer, has_room_beside
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
 from hgrnx.launch.trial_board import BoardTracker, wait_for_decision
+from hgrnx.launch.workers import ListeningTorchConfig, Reporter, place_of, signature
 from hgrnx.paths import Places, resolve_places
+
+_HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+_MOST_NOTICES = 10
+"""How often workers may be told to leave before the run gives up, where ``launch.max_failures`` is less."""
 
 
 def train_on_ray(
@@ -38,21 +48,26 @@ def train_on_ray(
     is shown: the workers bring their evaluations there, and stop when it says so.
 
     Raises:
-        UserError: the cluster is too small, a worker found something the user can put right, or workers were
-            lost more often than ``launch.max_failures``.
+        UserError: the cluster is too small, a worker found something the user can put right, the same error came
+            twice at the same place, or workers were lost more often than ``launch.max_failures``.
+        Terminated: this process got SIGTERM; the run has saved a checkpoint.
     """
     launch = recipe.launch
     check_resources(launch)
     beside = bool(recipe.evaluation.tasks) and has_room_beside(launch)
-    board = trial_board if trial_board is not None else Board.remote()
+    board = trial_board
+    if board is None:
+        # Beside the driver: on another node it would be lost with that.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = Board.options(scheduling_strategy=here).remote()
     # Ray's own bookkeeping of this attempt: kept apart, and cleared, because Train would resume (and skip) a
     # run of the same name; what to resume from is decided by our checkpoints alone.
     ray_folder = run_dir / "ray"
-    shutil.rmtree(ray_folder, ignore_errors=True)
     resources: dict[str, float] = {"CPU": launch.cpus_per_worker}
     if launch.use_gpu:
         resources["GPU"] = 1
-    trainer = TorchTrainer(
+    workers = launch.num_workers if launch.min_workers is None else (launch.min_workers, launch.num_workers)
+    trainer = lambda: TorchTrainer(
         _worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
@@ -64,10 +79,8 @@ def train_on_ray(
             "scored_beside": beside,
             "is_trial": trial_board is not None,
         },
-        scaling_config=ScalingConfig(
-            num_workers=launch.num_workers, use_gpu=launch.use_gpu, resources_per_worker=resources
-        ),
-        torch_config=TorchConfig(
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=launch.use_gpu, resources_per_worker=resources),
+        torch_config=ListeningTorchConfig(
             backend="nccl" if launch.use_gpu else "gloo", timeout_s=int(launch.collective_timeout_s)
         ),
         run_config=RunConfig(
@@ -76,22 +89,40 @@ def train_on_ray(
             failure_config=FailureConfig(
                 max_failures=launch.max_failures,
                 controller_failure_limit=launch.max_failures,
-                max_preemption_failures=max(launch.max_failures, 10),
+                max_preemption_failures=max(launch.max_failures, _MOST_NOTICES),
             ),
         ),
     )
     scorer = BesideScorer(recipe, run_dir, places, mlflow_run)
-    with nullcontext() if trial_board is not None else shown(title, board), scorer.watching(beside):
-        error: Exception | None = None
-        try:
-            trainer.fit()
-        except Exception as caught:
-            error = caught
-        failure = ray.get(board.failure.remote())
-    if failure is not None or error is not None:
+    with (
+        nullcontext() if trial_board is not None else shown(title, board),
+        scorer.watching(beside),
+        _told_of_sigterm(board) as told,
+        _given_up_after(launch.collective_timeout_s),
+    ):
+        for _ in range(1 + max(launch.max_failures, _MOST_NOTICES)):
+            shutil.rmtree(ray_folder, ignore_errors=True)
+            error: Exception | None = None
+            try:
+                trainer().fit()
+            except Exception as caught:
+                error = caught
+            failure, left = ray.get([board.failure.remote(), board.take_left.remote()])
+            # Workers that heard of their own end left after a checkpoint: others go on from it.
+            if left is None or told.is_set():
+                break
+    if failure is not None or error is not None or left is not None or told.is_set():
         scorer.stop()
     if failure is not None:
         raise UserError(failure)
+    if told.is_set():
+        where = "at its last checkpoint" if left is None else f"after step {left}"
+        raise Terminated(f"{title} was stopped by SIGTERM {where}. The same command goes on from there.")
+    if left is not None:
+        raise Terminated(
+            f"The workers of {title} were told to leave again and again, last after step {left}. "
+            "The same command goes on from there."
+        )
     if error is not None:
         raise UserError(
             f"{title} failed, and {launch.max_failures} replacements of its workers did not help:\n"
@@ -99,6 +130,50 @@ def train_on_ray(
         ) from error
     shutil.rmtree(ray_folder, ignore_errors=True)
     scorer.finish()
+
+
+@contextmanager
+def _told_of_sigterm(board: Any) -> Iterator[threading.Event]:
+    """Within the block the first SIGTERM to this process lets the workers leave; a second does what it did before."""
+    told, over = threading.Event(), threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told  # signals are the main thread's
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        told.set()  # the call of Ray that the main thread is in the middle of forbids another one here
+
+    def pass_on() -> None:
+        while not over.wait(0.2):
+            if told.is_set():
+                ray.get(board.leave.remote())
+                return
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    thread = threading.Thread(target=pass_on, name="hgrnx-sigterm", daemon=True)
+    thread.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _given_up_after(seconds: float) -> Iterator[None]:
+    """Let Ray Train replace a worker that does not answer for ``seconds``, as a collective operation does.
+
+    A single worker takes part in none. Ray reads this from the driver's environment only.
+    """
+    before = os.environ.get(_HEALTH_TIMEOUT)
+    os.environ.setdefault(_HEALTH_TIMEOUT, str(max(1, round(seconds))))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_HEALTH_TIMEOUT, None)
 
 
 def _last_lines(error: Exception) -> str:
@@ -118,8 +193,10 @@ def _worker(config: dict[str, Any]) -> None:
     from hgrnx.data.dataset import PreparedDataset
     from hgrnx.launch.metrics import RayMetrics
     from hgrnx.tracking.mlflow import MlflowPublisher
+    from hgrnx.training.notice import Left
     from hgrnx.training.run import run_training
 
+    reporter = Reporter(board)
     recipe = recipe_from_dict(config["recipe"])
     assert isinstance(recipe, Recipe)
     torch.set_num_threads(recipe.launch.cpus_per_worker)
@@ -137,25 +214,32 @@ def _worker(config: dict[str, Any]) -> None:
             recipe,
             PreparedDataset.open(Path(config["data_dir"])),
             Path(config["run_dir"]),
-            listener=board.post.remote,
+            listener=reporter,
             open_trackers=open_trackers,
             scored_beside=config["scored_beside"],
             signals=resolve_places().signals,
             go_on=(lambda: wait_for_decision(board)) if config["is_trial"] else None,
+            asked=reporter.asked,
         )
+    except Left as left:
+        ray.get(board.left.remote(left.step))
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
         raise
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        message = str(error).strip().partition("\n")[0]
-        ray.get(
-            board.fail.remote(
-                f"A worker ran out of memory ({message}). Set launch.micro_batch_size, or "
-                "launch.activation_checkpointing=true, or choose a smaller model."
+    except Exception as error:
+        if _out_of_memory(error):
+            message = str(error).strip().partition("\n")[0]
+            ray.get(
+                board.fail.remote(
+                    f"A worker ran out of memory ({message}). Set launch.micro_batch_size, or "
+                    "launch.activation_checkpointing=true, or choose a smaller model."
+                )
             )
-        )
+            raise
+        same = signature(error)
+        if same is not None and ray.get(board.crash.remote(same)):
+            again = f"The same error came twice at the same place ({place_of(error)}), so it is not tried again:"
+            ray.get(board.fail.remote(f"{again}\n  {same}\nThe checkpoints before it are kept."))
         raise
 
 
@@ -163,5 +247,7 @@ def _out_of_memory(error: Exception) -> bool:
     """Whether it would happen again to the worker's replacement: there is no room for one tensor."""
     import torch
 
+    if not isinstance(error, MemoryError | RuntimeError):
+        return False
     known = ("can't allocate memory", "out of memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in known)

@@ -12,7 +12,7 @@ import torch
 
 from hgrnx.launch.progress import BoardBase
 from hgrnx.tracking.tracker import NullTracker, read_metrics
-from hgrnx.training.run import peak_memory_mb
+from hgrnx.training.memory import peak_memory_mb
 
 _POLL_S = 0.1
 

@@ -21,6 +21,7 @@ from hgrnx.config.spaces import SearchPlan, space_yaml
 from hgrnx.console import make_console
 from hgrnx.data.benchmarks import read_minimal_pairs
 from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.folders import write_json
 from hgrnx.data.loader import TrainLoader
 from hgrnx.data.progress import prepare_with_progress
 from hgrnx.data.run_ledger import LEDGER
@@ -50,7 +51,6 @@ from hgrnx.search.findings import (
 from hgrnx.search.propose import propose
 from hgrnx.search.trials import Trial, TrialRecord, unusable
 from hgrnx.training.ledger import check_plan, plan_ledger
-from hgrnx.training.run import write_json
 
 _ALL_FAIL = 5
 """So many trials failing from the start end a search: the rest would fail as well."""

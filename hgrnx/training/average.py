@@ -28,7 +28,7 @@ class AveragingEngine(Engine):
     def __init__(self, engine: Engine, half_life: int, every: int) -> None:
         self.engine, self.every = engine, every
         self.device, self.rank, self.world_size = engine.device, engine.rank, engine.world_size
-        self.micro_steps = engine.micro_steps
+        self.micro_steps, self.moments = engine.micro_steps, engine.moments
         self._decay = 0.5 ** (every / half_life)
         self._average: dict[str, Tensor] = {}
         self._updates = 0

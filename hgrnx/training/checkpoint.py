@@ -43,10 +43,13 @@ class _Damaged(Exception):
     """A checkpoint is not what was written; the message says how."""
 
 
-def save_checkpoint(checkpoints: Path, step: int, state: EngineState, meta: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    checkpoints: Path, step: int, state: EngineState, meta: dict[str, Any], keep: int, *, extra: bool = False
+) -> Path:
     """Write the checkpoint of ``step`` and point ``LAST`` at it; afterwards keep the ``keep`` newest.
 
-    ``meta`` is any JSON. Folders beyond ``step`` belong to a future that was rolled back and are removed, as
+    ``meta`` is any JSON. An ``extra`` checkpoint, one outside the period, is kept beside those and only until the
+    next is written. Folders beyond ``step`` belong to a future that was rolled back and are removed, as
     are the leftovers of a save that was killed. Returns the checkpoint's folder.
 
     Raises:
@@ -56,6 +59,8 @@ def save_checkpoint(checkpoints: Path, step: int, state: EngineState, meta: dict
     with _place_for(target) as aside:
         moments = {f"{moment}/{name}": t for moment, by_name in state.optimizer.items() for name, t in by_name.items()}
         head = {"step": step, "optimizer_step": state.optimizer_step, "moments": sorted(state.optimizer), "meta": meta}
+        if extra:
+            head["extra"] = True
         _write(aside, {_MODEL: state.weights, _OPTIMIZER: moments}, head)
         if target.exists():
             # The same step was saved before a rollback. Under this name it is still found by a reader.
@@ -114,6 +119,14 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / _STATE).is_file()
 
 
+def is_extra(folder: Path) -> bool:
+    """Whether a checkpoint folder lies outside the period; a damaged one counts as one of the period."""
+    try:
+        return bool(_read_head(folder).get("extra", False))
+    except (_Damaged, UserError):
+        return False
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """``meta`` of a checkpoint folder, and its ``step``. Raises like :func:`load_checkpoint`."""
     try:
@@ -132,10 +145,21 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, and none is whole, or one was written by a newer hgrnx.
     """
+    return find_checkpoint(checkpoints)[0]
+
+
+def find_checkpoint(checkpoints: Path, *, of_period: bool = False) -> tuple[Path | None, list[str]]:
+    """:func:`latest_checkpoint`, and what was passed over: a line of name and reason for each.
+
+    ``of_period``: not one that was saved as ``extra``.
+    """
     found = _folders(checkpoints)
     last = _read_last(checkpoints)
+    if of_period:
+        found = [name for name in found if not is_extra(checkpoints / name)]
+        last = last if last in found else max(found, key=_step_of, default=None)
     if not found and last is None:
-        return None
+        return None, []
     # Newest first; of one step, the one moved aside comes after the one that replaced it.
     order = sorted(found, key=lambda name: (_step_of(name), ".old-" not in name), reverse=True)
     if last is None:
@@ -144,17 +168,14 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
         order = [last, *(name for name in order if name != last)]
     problems = []
     for name in order:
-        try:
-            head = _read_head(checkpoints / name)
-            for file in head["files"]:
-                _check_file(checkpoints / name, file, head)
-        except _Damaged as damage:
+        damage = damage_of(checkpoints / name)
+        if damage is not None:
             problems.append(f"{name}: {damage}")
             _log.warning("Passing over the checkpoint %s: %s.", checkpoints / name, damage)
             continue
         if problems or last is None:
             _log.warning("Continuing from %s.", checkpoints / name)
-        return checkpoints / name
+        return checkpoints / name, problems
     raise UserError(
         f"None of the checkpoints in {checkpoints} is whole ({'; '.join(problems)}). "
         "Restore them from a copy, or start the run anew with --fresh."
@@ -165,6 +186,32 @@ def last_saved_step(checkpoints: Path) -> int:
     """The step of the checkpoint that ``LAST`` names, unchecked; 0 where there is none."""
     last = _read_last(checkpoints)
     return _step_of(last) if last is not None else 0
+
+
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, every byte checked; None where nothing is."""
+    try:
+        head = _read_head(folder)
+        for file in head["files"]:
+            _check_file(folder, file, head)
+    except _Damaged as damage:
+        return str(damage)
+    return None
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 that stands for all of a checkpoint folder."""
+    return str(_read_head(folder)["sha256"])
+
+
+def adopt_checkpoint(aside: Path, name: str) -> None:
+    """Make the whole folder ``aside``, which came from elsewhere, the checkpoint ``name`` beside it, and the last."""
+    target = aside.with_name(name)
+    if not target.exists():  # another process of this machine may have been faster
+        with contextlib.suppress(OSError):
+            os.rename(aside, target)
+    _sync_folder(target.parent)
+    _point_last(target.parent, name)
 
 
 @contextlib.contextmanager
@@ -215,10 +262,10 @@ def _point_last(checkpoints: Path, name: str) -> None:
 
 
 def _prune(checkpoints: Path, step: int, keep: int) -> None:
-    """Remove all but the ``keep`` newest up to ``step``, which ``LAST`` names."""
+    """Remove all but the ``keep`` newest up to ``step``, which ``LAST`` names, and ``step`` itself if it is extra."""
     names = _folders(checkpoints)
     past = sorted((n for n in names if ".old-" not in n and _step_of(n) <= step), key=_step_of, reverse=True)
-    kept = set(past[:keep])
+    kept = {*past[:1], *[n for n in past if not is_extra(checkpoints / n)][:keep]}
     for name in names:
         if name not in kept:
             _remove(checkpoints / name)

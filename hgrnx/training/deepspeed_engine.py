@@ -68,7 +68,7 @@ class DeepSpeedEngine(Engine):
         self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
         size = sum(shape.numel() for shape in self._shapes.values())
         self._optimizer = make_optimizer(module.model, training)
-        self._moments = moments_by_name(self._parameters, self._optimizer)
+        self.moments = moments_by_name(self._parameters, self._optimizer)
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=self._optimizer,
@@ -112,18 +112,18 @@ class DeepSpeedEngine(Engine):
     def state(self) -> EngineState:
         moments: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self._parameters.items():
-            for moment in self._moments[name]:
+            for moment in self.moments[name]:
                 moments.setdefault(moment, {})[name] = self._whole_moment(parameter, moment)
         (updates,) = {int(found["step"]) for found in self._optimizer.state.values()}
         return EngineState(self.weights(), moments, updates)
 
     @torch.no_grad()
     def load_state(self, state: EngineState) -> None:
-        check_state(state, self._shapes, self._moments)
+        check_state(state, self._shapes, self.moments)
         self._make_moments(state.optimizer_step)
         for name, parameter in self._parameters.items():
             self._fill(parameter, state.weights[name], None)
-            for moment in self._moments[name]:
+            for moment in self.moments[name]:
                 self._fill(parameter, state.optimizer[moment][name], moment)
         self._engine.optimizer.zero_grad()
         self._micro = 0

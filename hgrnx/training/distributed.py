@@ -25,6 +25,15 @@ def sum_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, 
     return dict(zip(names, sums.tolist()))
 
 
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is set on any rank. Every rank must call it."""
+    if rank_and_world()[1] == 1:
+        return flag
+    value = torch.tensor([int(flag)], dtype=torch.int32, device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's ``value``, in rank order, on every rank. Every rank must call it."""
     world = rank_and_world()[1]

@@ -56,12 +56,14 @@ class Engine(ABC):
         device: Where the weights are and where inputs must be.
         rank, world_size: This process among those that train together.
         micro_steps: Micro-batches (forward and backward) per step on every rank.
+        moments: Names of the running averages that the optimizer keeps, by the parameter's name.
     """
 
     device: torch.device
     rank: int
     world_size: int
     micro_steps: int
+    moments: Mapping[str, tuple[str, ...]]
 
     @abstractmethod
     def forward(
@@ -110,6 +112,14 @@ class Engine(ABC):
             UserError: names or shapes are not those of this model.
         """
 
+    def initial_state(self, weights: Mapping[str, Tensor]) -> EngineState:
+        """The state before the first update of a training that begins with ``weights``."""
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, kinds in self.moments.items():
+            for moment in kinds:
+                moments.setdefault(moment, {})[name] = torch.zeros_like(weights[name])
+        return EngineState(dict(weights), moments, 0)
+
     def close(self) -> None:  # noqa: B027 (most engines hold nothing that must be let go)
         """Let go of what the engine opened by itself, such as a process group of one. Safe to call twice."""
 
@@ -126,7 +136,7 @@ class TorchEngine(Engine):
         self._module = module.to(self.device)
         self._parameters = trained_parameters(module)
         self._optimizer = make_optimizer(module.model, training)
-        self._moments = moments_by_name(self._parameters, self._optimizer)
+        self.moments = moments_by_name(self._parameters, self._optimizer)
         self._ddp: DistributedDataParallel | None = None
         if self.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
@@ -167,7 +177,7 @@ class TorchEngine(Engine):
         for name, parameter in self._parameters.items():
             found = self._optimizer.state.get(parameter, {})
             updates = int(found.get("step", 0))
-            for moment in self._moments[name]:
+            for moment in self.moments[name]:
                 # Before the first update there is nothing; zeros are what the optimizer starts from.
                 value = found.get(moment, torch.zeros_like(parameter))
                 moments.setdefault(moment, {})[name] = cpu_copy(value)
@@ -175,14 +185,14 @@ class TorchEngine(Engine):
 
     @torch.no_grad()
     def load_state(self, state: EngineState) -> None:
-        check_state(state, {name: parameter.shape for name, parameter in self._parameters.items()}, self._moments)
+        check_state(state, {name: parameter.shape for name, parameter in self._parameters.items()}, self.moments)
         for name, parameter in self._parameters.items():
             parameter.copy_(state.weights[name])
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(state.optimizer_step), device=self.device),
                 **{
                     moment: state.optimizer[moment][name].to(self.device, torch.float32, copy=True)
-                    for moment in self._moments[name]
+                    for moment in self.moments[name]
                 },
             }
         self._optimizer.zero_grad(set_to_none=True)

@@ -14,11 +14,18 @@ from hgrnx.errors import UserError
 from hgrnx.evaluation.suite import EvaluationResult, evaluate
 from hgrnx.models.base import LanguageModel
 from hgrnx.tracking.tracker import Tracker
+from hgrnx.training.bad_steps import BadSteps
 from hgrnx.training.best import BestWeights
 from hgrnx.training.checkpoint import save_checkpoint, save_weights
-from hgrnx.training.distributed import gather_objects, rank_and_world, sum_over_ranks, wait_for_all
-from hgrnx.training.engine import Engine
+from hgrnx.training.distributed import any_rank, gather_objects, rank_and_world, sum_over_ranks, wait_for_all
+from hgrnx.training.engine import Engine, EngineState
+from hgrnx.training.events import EventLog
 from hgrnx.training.loop import Hook, Period, Progress, StepResult, Stopped
+from hgrnx.training.notice import Left
+from hgrnx.training.writer import CheckpointWriter
+
+_OF_ALL_RANKS = ("counts", "tokens", "steps", "seconds", "waited", "updating", "batches_ready")
+"""Of :class:`LogHook`: what rank 0 knows for all ranks."""
 
 
 class Clock:
@@ -48,19 +55,26 @@ class LogHook(Hook):
         self.checkpoints = checkpoints
         self._clear()
 
+    def window(self) -> dict[str, Any]:
+        """This rank's part of the line that is not written yet; see :meth:`restore`."""
+        return {name: getattr(self, name) for name in ("sums", *_OF_ALL_RANKS)}
+
+    def restore(self, windows: list[dict[str, Any]]) -> None:
+        """Go on in the middle of a line from what :meth:`window` gave on all ranks, however many there were."""
+        rank, world = rank_and_world()
+        for name in _OF_ALL_RANKS:
+            setattr(self, name, windows[0][name])
+        if len(windows) == world:
+            self.sums.update(windows[rank]["sums"])
+        else:
+            for name in windows[0]["sums"]:
+                self.sums[name] = sum(part["sums"][name] for part in windows) if rank == 0 else 0.0
+
     def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
         self.clock.add(result)
-        for name, value in result.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            # A loss whose weight is 0 in some steps is not computed there: its mean is over the others.
-            self.counts[name] = self.counts.get(name, 0) + result.tokens
-        self.tokens += result.tokens
-        self.seconds += result.seconds
-        self.steps += 1
-        self.waited += result.waited
-        self.updating += result.updating
-        self.batches_ready += result.batches_ready
-        if not (self.every.due(before, now) or self.checkpoints.due(before, now)):
+        if not result.skipped:
+            self._add(result)
+        if not self.tokens or not (self.every.due(before, now) or self.checkpoints.due(before, now)):
             return
         sums = sum_over_ranks(self.sums, self.engine.device)
         means = {f"train/{name}": value / self.counts[name] for name, value in sums.items()}
@@ -74,7 +88,7 @@ class LogHook(Hook):
             {
                 **means,
                 "train/learning_rate": result.learning_rate,
-                "train/grad_norm": result.grad_norm,
+                **({} if result.skipped else {"train/grad_norm": result.grad_norm}),
                 "train/tokens_per_second": self.tokens / self.seconds,
                 "train/step_seconds": self.seconds / self.steps,
                 "train/step_seconds_waiting": self.waited / self.steps,
@@ -85,6 +99,18 @@ class LogHook(Hook):
             },
         )
         self._clear()
+
+    def _add(self, result: StepResult) -> None:
+        for name, value in result.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            # A loss whose weight is 0 in some steps is not computed there: its mean is over the others.
+            self.counts[name] = self.counts.get(name, 0) + result.tokens
+        self.tokens += result.tokens
+        self.seconds += result.seconds
+        self.steps += 1
+        self.waited += result.waited
+        self.updating += result.updating
+        self.batches_ready += result.batches_ready
 
     def _clear(self) -> None:
         self.sums: dict[str, float] = {}
@@ -137,8 +163,28 @@ class EvaluateHook(Hook):
             self.best.offer(now.step, now.words, self.last.metrics, lambda: weights)
 
 
+class BadStepHook(Hook):
+    """Records every step that was skipped."""
+
+    def __init__(self, tracker: Tracker, events: EventLog, bad_steps: BadSteps) -> None:
+        self.tracker, self.events, self.bad_steps = tracker, events, bad_steps
+
+    def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
+        if result.skipped:
+            self.tracker.log(now.step, {"train/skipped_steps": self.bad_steps.skipped, "words": now.words})
+            self.events.add("skipped_step", f"Step {now.step} was bad and is skipped.", step=now.step)
+
+
 class CheckpointHook(Hook):
-    """Saves the whole state, after metrics and evaluation of the same step were recorded."""
+    """Saves the whole state, after metrics and evaluation of the same step were recorded.
+
+    Steps wait for the copy of the state only; rank 0 writes it beside them.
+
+    Args:
+        meta: called on every rank, and may be collective.
+        publish_extra: whether what lies before a checkpoint outside the period is final.
+        on_saved: told of every checkpoint that is on the disk, in the thread that wrote it.
+    """
 
     def __init__(
         self,
@@ -148,18 +194,49 @@ class CheckpointHook(Hook):
         keep: int,
         tracker: Tracker,
         meta: Callable[[], dict[str, Any]],
+        writer: CheckpointWriter,
+        publish_extra: bool = True,
+        on_saved: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self.engine, self.folder, self.every, self.keep = engine, folder, every, keep
-        self.tracker, self.meta = tracker, meta
+        self.tracker, self.meta, self.writer = tracker, meta, writer
+        self.publish_extra, self.on_saved = publish_extra, on_saved
 
     def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
-        if not self.every.due(before, now):
-            return
-        state = self.engine.state()
+        self.writer.check()
+        if self.every.due(before, now):
+            self.save(now, must=now.finished)
+
+    def save(self, now: Progress, *, must: bool, extra: bool = False) -> None:
+        """Save now. ``must``: return when it is on the disk."""
+        state, meta = self.engine.state(), {**self.meta(), "words": now.words}
         if rank_and_world()[0] == 0:
-            save_checkpoint(self.folder, now.step, state, {**self.meta(), "words": now.words}, self.keep)
-            self.tracker.durable(now.step)
-        wait_for_all()
+            self.writer.write(now.step, lambda: self._write(now.step, state, meta, extra), must=must)
+        if must:
+            wait_for_all()
+
+    def _write(self, step: int, state: EngineState, meta: dict[str, Any], extra: bool) -> None:
+        folder = save_checkpoint(self.folder, step, state, meta, self.keep, extra=extra)
+        if self.publish_extra or not extra:
+            self.tracker.durable(step)
+        self.on_saved(folder)
+
+
+class LeaveHook(Hook):
+    """Ends the run after a checkpoint, when any rank was asked to. Comes last."""
+
+    def __init__(self, checkpoints: CheckpointHook, asked: Callable[[], bool]) -> None:
+        self.checkpoints, self.asked = checkpoints, asked
+
+    def after_step(self, before: Progress, now: Progress, result: StepResult) -> None:
+        if now.finished or not any_rank(self.asked(), self.checkpoints.engine.device):
+            return
+        if self.checkpoints.every.due(before, now):
+            self.checkpoints.writer.wait(must=True)
+            wait_for_all()
+        else:
+            self.checkpoints.save(now, must=True, extra=True)
+        raise Left(now.step)
 
 
 class MilestoneHook(Hook):

@@ -6,9 +6,10 @@ continues gives the same weights as one that never stopped.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 
 from hgrnx.config import parse_duration
-from hgrnx.data.loader import TrainLoader
+from hgrnx.data.loader import Batch, TrainLoader
+from hgrnx.training.bad_steps import BadSteps
 from hgrnx.training.engine import Engine
 
 
@@ -53,6 +55,8 @@ class StepResult:
     what it still has to compute, because the processor runs ahead of it."""
     batches_ready: int
     """Batches that were made ahead when this one was asked for."""
+    skipped: bool = False
+    """The weights were left as they are, by ``training.on_bad_step``."""
 
 
 class Stopped(Exception):
@@ -102,50 +106,67 @@ def train(
     seed: int,
     learning_rate: Callable[[int], float],
     hooks: Sequence[Hook],
+    bad_steps: BadSteps,
+    weights_of: int | None = None,
     seq_len: Callable[[int], int] | None = None,
     before_step: Callable[[int], None] | None = None,
 ) -> None:
     """Take steps ``start_step`` to ``total_steps``; every rank calls it with its own engine and loader.
+
+    ``weights_of`` is the step of the engine's weights where that is not ``start_step``: the steps between are
+    passed over.
 
     The gradient of a step is the sum over the global batch's tokens divided by their global number, whatever
     the number of ranks and micro-batches. Only what a model draws in training (dropout) depends on them; it is
     decided by (``seed``, step, rank). Sequences longer than ``seq_len`` of the step are cut into pieces of that
     length; ``before_step`` is told of each step.
     """
-    before = progress_at(loader, start_step, total_steps)
+
+    def take(step: int, batches: Iterator[Batch]) -> StepResult:
+        started = time.perf_counter()
+        if before_step is not None:
+            before_step(step)
+        torch.manual_seed(step_seed(seed, step, engine.rank))
+        batch = next(batches)
+        waited = time.perf_counter() - started
+        micro_batches = loader.micro_batches(batch, micro_batch_size)
+        if seq_len is not None:
+            micro_batches = [micro.cut(seq_len(step)) for micro in micro_batches]
+        tokens = loader.valid_tokens(step)
+        sums: dict[str, float] = {}
+        for micro, (inputs, targets, cu_seqlens, chunks) in enumerate(micro_batches, start=1):
+            inputs = inputs.to(engine.device, non_blocking=True)
+            targets = targets.to(engine.device, non_blocking=True)
+            if cu_seqlens is not None:
+                cu_seqlens = cu_seqlens.to(engine.device, non_blocking=True)
+            output = engine.forward(inputs, targets, cu_seqlens, chunks)
+            loss_sum, last = output.loss_sum, micro == len(micro_batches)
+            if last and bad_steps.refuses(sums.get("loss", 0.0) + float(loss_sum.detach()), tokens):
+                loss_sum = loss_sum * math.nan  # every engine leaves out such a gradient
+            engine.backward(loss_sum, tokens, last_micro=last)
+            for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        rate = learning_rate(step)
+        computed = time.perf_counter()
+        grad_norm = engine.step(rate)
+        ended = time.perf_counter()
+        skipped = bad_steps.judge(step + 1, sums["loss"], tokens, grad_norm)
+        return StepResult(
+            sums, tokens, rate, grad_norm, ended - started, waited, ended - computed, loader.batches_ready, skipped
+        )
+
+    before = progress_at(loader, start_step if weights_of is None else weights_of, total_steps)
     with closing(loader.batches(start_step, total_steps)) as batches:
         for step in range(start_step, total_steps):
-            started = time.perf_counter()
-            if before_step is not None:
-                before_step(step)
-            torch.manual_seed(step_seed(seed, step, engine.rank))
-            batch = next(batches)
-            waited = time.perf_counter() - started
-            micro_batches = loader.micro_batches(batch, micro_batch_size)
-            if seq_len is not None:
-                micro_batches = [micro.cut(seq_len(step)) for micro in micro_batches]
-            tokens = loader.valid_tokens(step)
-            sums: dict[str, float] = {}
-            for micro, (inputs, targets, cu_seqlens, chunks) in enumerate(micro_batches, start=1):
-                inputs = inputs.to(engine.device, non_blocking=True)
-                targets = targets.to(engine.device, non_blocking=True)
-                if cu_seqlens is not None:
-                    cu_seqlens = cu_seqlens.to(engine.device, non_blocking=True)
-                output = engine.forward(inputs, targets, cu_seqlens, chunks)
-                engine.backward(output.loss_sum, tokens, last_micro=micro == len(micro_batches))
-                for name, value in {"loss": output.loss_sum.detach(), **output.metrics}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-            rate = learning_rate(step)
-            computed = time.perf_counter()
-            grad_norm = engine.step(rate)
-            ended = time.perf_counter()
-            result = StepResult(
-                sums, tokens, rate, grad_norm, ended - started, waited, ended - computed, loader.batches_ready
-            )
-            now = progress_at(loader, step + 1, total_steps)
-            for hook in hooks:
-                hook.after_step(before, now, result)
-            before = now
+            try:
+                result = take(step, batches)
+                now = progress_at(loader, step + 1, total_steps)
+                for hook in hooks:
+                    hook.after_step(before, now, result)
+                before = now
+            except Exception as error:
+                error.add_note(f"in step {step + 1}")
+                raise
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

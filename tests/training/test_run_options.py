@@ -14,7 +14,8 @@ from hgrnx.data.loader import TrainLoader
 from hgrnx.models import build_model
 from hgrnx.training import loop
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
-from hgrnx.training.run import run_training, seq_len_schedule, steps_of
+from hgrnx.training.run import run_training
+from hgrnx.training.schedules import seq_len_schedule, steps_of
 from hgrnx.training.weights import last_weights
 
 EVERYTHING = {

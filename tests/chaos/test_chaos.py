@@ -1,0 +1,267 @@
+"""A job on a real cluster of several raylets, disturbed at seeded random moments, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import World, wait_until
+from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
+from hgrnx.training.events import EVENTS, read_events
+
+pytestmark = pytest.mark.ray
+
+BETWEEN = 40
+"""Steps between two faults, on average."""
+RECIPE = """
+name: chaos
+data: {{track: demo, words: 6000, vocab_size: 400}}
+model: {{hidden_size: 32, num_hidden_layers: 2, expand_ratio: 16}}
+training:
+  {{duration: {steps} steps, batch_size: 12, seq_len: 32, precision: fp32, checkpoint_every: 5 steps, log_every: 2,
+   learning_rate: 5e-3}}
+evaluation: {{every: 25 steps, pairs_per_file: 4, dev_documents: 4}}
+launch: {{num_workers: 2, engine: {engine}, zero_stage: {stage}, max_failures: 1000, collective_timeout_s: 15}}
+"""
+
+
+@pytest.fixture
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    made = World(tmp_path, server=getattr(request, "param", False))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Disturbed:
+    """One job under ``faults``, given again as often as its driver ends without having finished."""
+
+    def __init__(self, world: World, recipe: Path, home: Path, faults: list[str], generator: random.Random) -> None:
+        self.world, self.home, self.generator = world, home, generator
+        self.command = ("train", str(recipe), "--home", str(home))
+        # Step and kind, the first due last.
+        spread = [BETWEEN * (i + 1) + generator.randrange(-BETWEEN // 3, BETWEEN // 3) for i in range(len(faults))]
+        self.plan = sorted(zip(spread, faults, strict=True), reverse=True)
+        self.done: list[str] = []
+        self.given = 0
+        self.head_lost = False
+
+    @property
+    def run_dir(self) -> Path:
+        (found,) = [path for path in self.home.glob("runs/chaos-*") if "-job-" not in path.name]
+        return found
+
+    def step(self) -> int:
+        """The last step in the metrics."""
+        try:
+            lines = (self.run_dir / "metrics.jsonl").read_bytes().splitlines()
+            return int(json.loads(lines[-1])["step"])
+        except (ValueError, IndexError, OSError, KeyError):
+            return 0
+
+    def run(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        job = self._give()
+        while True:
+            assert time.monotonic() < deadline, f"not finished: {self.done} {self.plan}\n{self.world.log()[-3000:]}"
+            if job.poll() is not None:
+                if job.returncode == 0:
+                    break
+                if self.head_lost:
+                    self.world.replace_cluster()
+                    self.head_lost = False
+                job = self._give()
+            elif self.plan and self.step() >= self.plan[-1][0] and len(self.world.workers()) >= 2:
+                time.sleep(self.generator.uniform(0.0, 0.5))
+                fault = self.plan.pop()[1]
+                print(f"{time.strftime('%X')} step {self.step()}: {fault}", flush=True)
+                getattr(self, f"_{fault}")(job)
+                self.done.append(fault)
+            time.sleep(0.05)
+        assert not self.plan, f"the job ended before {self.plan}"
+
+    def _give(self) -> subprocess.Popen[bytes]:
+        self.given += 1
+        if self.world.server is not None and not self.world.server_answers():
+            self.world.start_server()
+        return self.world.job(*self.command)
+
+    def _worker(self, job: subprocess.Popen[bytes]) -> None:
+        self._victim().kill()
+
+    def _hang(self, job: subprocess.Popen[bytes]) -> None:
+        victim = self._victim()
+        victim.suspend()
+        wait_until(lambda: not victim.is_running() or victim.status() == "zombie", 120, "a stopped worker to be found")
+
+    def _sigterm_worker(self, job: subprocess.Popen[bytes]) -> None:
+        self._victim().terminate()
+
+    def _flip(self, job: subprocess.Popen[bytes]) -> None:
+        folder = latest_checkpoint(self.run_dir / "checkpoints")
+        if folder is not None:
+            path = self.generator.choice(sorted(folder.glob("*")))
+            try:
+                content = bytearray(path.read_bytes())
+                content[self.generator.randrange(len(content))] ^= 1 << self.generator.randrange(8)
+                path.write_bytes(content)
+            except FileNotFoundError:
+                pass  # pruned meanwhile
+        self._victim().kill()
+
+    def _node(self, job: subprocess.Popen[bytes]) -> None:
+        self.world.kill_node(self.generator)
+        self.world.add_node()
+
+    def _head(self, job: subprocess.Popen[bytes]) -> None:
+        self.world.kill_head()
+        self.head_lost = True
+        try:
+            job.wait(60)
+        except subprocess.TimeoutExpired:
+            job.kill()
+            job.wait()
+
+    def _driver(self, job: subprocess.Popen[bytes]) -> None:
+        job.kill()
+        job.wait()
+        wait_until(lambda: not self.world.workers(), 60, "the workers of a killed driver to end")
+
+    def _sigterm_driver(self, job: subprocess.Popen[bytes]) -> None:
+        job.terminate()
+        assert job.wait(120) == 143, self.world.log()[-2000:]
+        assert "stopped by SIGTERM" in self.world.log()
+
+    def _server(self, job: subprocess.Popen[bytes]) -> None:
+        self.world.kill_server()
+        self.world.start_server()
+
+    def _victim(self) -> object:
+        return self.generator.choice(self.world.workers()[-2:])
+
+
+def write_recipe(folder: Path, faults: int, engine: str = "deepspeed", stage: int = 2) -> Path:
+    path = folder / f"{engine}{stage}-{faults}.yaml"
+    path.write_text(RECIPE.format(steps=BETWEEN * (faults + 2), engine=engine, stage=stage))
+    return path
+
+
+def records(run_dir: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in ("time", "train/tokens_per_second")} for record in found]
+
+
+def assert_as_undisturbed(run_dir: Path, expected: Path) -> None:
+    """Weights, moments, metrics and scores, bit for bit; every step once."""
+    assert records(run_dir) == records(expected)
+    steps = [record["step"] for record in records(run_dir) if "train/loss" in record]
+    assert steps == sorted(set(steps))
+    found, wanted = (latest_checkpoint(path / "checkpoints") for path in (run_dir, expected))
+    assert found is not None and wanted is not None and found.name == wanted.name
+    ours, theirs = load_checkpoint(found)[0], load_checkpoint(wanted)[0]
+    assert ours.optimizer_step == theirs.optimizer_step
+    for name, tensor in theirs.weights.items():
+        assert (ours.weights[name] == tensor).all(), name
+        for moment in theirs.optimizer:
+            assert (ours.optimizer[moment][name] == theirs.optimizer[moment][name]).all(), name
+    scores = [json.loads((path / "eval" / "final.json").read_text())["metrics"] for path in (run_dir, expected)]
+    assert scores[0] == scores[1]
+
+
+def assert_mlflow_is_complete(uri: str, run_dir: Path) -> None:
+    """Every value of every metric in the file, once, and nothing else."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    run_id = json.loads((run_dir / "mlflow.json").read_text())["run_id"]
+    values: dict[str, list[tuple[int, float]]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for key, value in record.items():
+            if key not in ("step", "time", "words"):
+                values.setdefault(key, []).append((record["step"], value))
+    for key, expected in values.items():
+        history = sorted((point.step, point.value) for point in client.get_metric_history(run_id, key))
+        # The speed of a step that is computed again is another one, and the first that was published stays.
+        if key == "train/tokens_per_second":
+            assert [step for step, _ in history] == [step for step, _ in expected]
+        else:
+            assert history == expected, key
+
+
+GROUPS = """
+import ray
+from ray.util import placement_group_table
+ray.init(address="auto", log_to_driver=False)
+print([group["state"] for group in placement_group_table().values()].count("CREATED"))
+"""
+
+
+def assert_nothing_left(world: World, home: Path) -> None:
+    wait_until(lambda: not world.workers() and not world.processes("hgrnx.cli"), 30, "the job's processes to end")
+    done = subprocess.run(
+        [sys.executable, "-c", GROUPS], env=world.environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split()[-1] == "0", "placement groups are left"
+    left = [path for path in (home / "runs").rglob("*") if ".tmp" in path.name or path.name == "ray"]
+    assert not left
+    world.close()
+    wait_until(lambda: not world.processes(), 30, "the cluster's processes to end")
+
+
+@pytest.mark.slow
+def test_a_job_told_to_leave_and_robbed_of_its_checkpoint_ends_as_undisturbed(world: World, tmp_path: Path) -> None:
+    """The short one."""
+    faults = ["sigterm_worker", "flip", "sigterm_driver"]
+    recipe = write_recipe(tmp_path, len(faults), engine="torch")
+    Disturbed(world, recipe, tmp_path / "quiet", [], random.Random(0)).run(900)
+    disturbed = Disturbed(world, recipe, tmp_path / "home", faults, random.Random(0))
+    disturbed.run(1200)
+    assert disturbed.given == 2
+    (quiet,) = [path for path in (tmp_path / "quiet" / "runs").iterdir() if "-job-" not in path.name]
+    assert_as_undisturbed(disturbed.run_dir, quiet)
+    assert_mlflow_is_complete(f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}", disturbed.run_dir)
+    counts = Counter(event["event"] for event in read_events(disturbed.run_dir / EVENTS))
+    assert counts["resumed"] >= 3
+    assert_nothing_left(world, tmp_path / "home")
+
+
+ROUNDS = {
+    "zero2": ("deepspeed", 2),
+    "zero3": ("deepspeed", 3),
+    "torch": ("torch", 2),
+    "zero1": ("deepspeed", 1),
+    "zero0": ("deepspeed", 0),
+}
+KINDS = ["worker", "node", "head", "driver", "server", "hang", "flip", "sigterm_worker", "sigterm_driver", "worker"]
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("world", [True], indirect=True)
+@pytest.mark.parametrize("name", ROUNDS)
+def test_every_kind_of_fault_at_random_moments(world: World, tmp_path: Path, name: str) -> None:
+    """Ten faults each, of every kind: fifty in all. ``HGRNX_CHAOS_SEED`` chooses other moments."""
+    generator = random.Random(f"{os.environ.get('HGRNX_CHAOS_SEED', '0')}-{name}")
+    faults = generator.sample(KINDS, len(KINDS))
+    recipe = write_recipe(tmp_path, len(faults), *ROUNDS[name])
+    Disturbed(world, recipe, tmp_path / "quiet", [], generator).run(900)
+    disturbed = Disturbed(world, recipe, tmp_path / "home", faults, generator)
+    disturbed.run(1000)
+    (quiet,) = [path for path in (tmp_path / "quiet" / "runs").iterdir() if "-job-" not in path.name]
+    assert_as_undisturbed(disturbed.run_dir, quiet)
+    assert_mlflow_is_complete(world.environment["MLFLOW_TRACKING_URI"], disturbed.run_dir)
+    assert_nothing_left(world, tmp_path / "home")
+    counts = Counter(event["event"] for event in read_events(disturbed.run_dir / EVENTS))
+    print(f"{name}: {len(disturbed.done)} faults, {disturbed.given} commands, events {dict(counts)}")
