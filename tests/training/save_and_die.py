@@ -20,7 +20,8 @@ import torch
 
 from hgrnx.errors import UserError
 from hgrnx.training import checkpoint
-from hgrnx.training.engine import MOMENTS, EngineState
+from hgrnx.training.engine import EngineState
+from hgrnx.training.optim import MOMENTS
 
 
 def state_of(step: int) -> EngineState:
