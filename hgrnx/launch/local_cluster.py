@@ -274,9 +274,11 @@ def _end(tag: str, keep: Container[int] = ()) -> int:
         for process in living:
             with suppress(psutil.Error):
                 process.terminate()
-        for process in psutil.wait_procs(living, timeout=10)[1]:
+        stubborn = psutil.wait_procs(living, timeout=10)[1]
+        for process in stubborn:
             with suppress(psutil.Error):
                 process.kill()
+        psutil.wait_procs(stubborn, timeout=10)  # one that is dying has no environment any more, and is not found again
     return len(ended)
 
 

@@ -125,6 +125,7 @@ def test_two_workers_of_which_one_is_killed_give_the_same_files(
     assert content == alone[0]
     assert predictions(folder, tmp_path) == alone[1]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json.gz") if "finished" in path.parts}
+    wait_until(lambda: not workers(), "a worker is left behind")
     _, shown = score(folder, tmp_path, data, workers=2)
     assert "texts asked" not in shown
     assert before == {path: path.stat().st_mtime_ns for path in before}
