@@ -140,6 +140,25 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                     yield record
 
 
+TIMINGS = frozenset(
+    {
+        "train/tokens_per_second",
+        "train/step_seconds",
+        "train/step_seconds_waiting",
+        "train/step_seconds_updating",
+        "train/batches_ready",
+        "tasks/seconds",
+    }
+)
+"""Metrics that tell of the machine, not of the model: another run of the same recipe has others."""
+
+
+def repeatable(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl`` without ``time`` and :data:`TIMINGS`: the same in every run of the recipe."""
+    drop = TIMINGS | {"time"}
+    return [{key: value for key, value in record.items() if key not in drop} for record in read_metrics(path)]
+
+
 def parse_line(line: bytes) -> dict[str, Any] | None:
     """The record of one line, or None for a line that was cut short or damaged."""
     if not line.endswith(b"\n"):

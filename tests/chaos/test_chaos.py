@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster import World, wait_until
+from hgrnx.tracking.tracker import TIMINGS, repeatable
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
 from hgrnx.training.events import EVENTS, read_events
 
@@ -157,8 +158,7 @@ def write_recipe(folder: Path, faults: int, engine: str = "deepspeed", stage: in
 
 
 def records(run_dir: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in ("time", "train/tokens_per_second")} for record in found]
+    return repeatable(run_dir / "metrics.jsonl")
 
 
 def assert_as_undisturbed(run_dir: Path, expected: Path) -> None:
@@ -193,7 +193,7 @@ def assert_mlflow_is_complete(uri: str, run_dir: Path) -> None:
     for key, expected in values.items():
         history = sorted((point.step, point.value) for point in client.get_metric_history(run_id, key))
         # The speed of a step that is computed again is another one, and the first that was published stays.
-        if key == "train/tokens_per_second":
+        if key in TIMINGS:
             assert [step for step, _ in history] == [step for step, _ in expected]
         else:
             assert history == expected, key

@@ -21,6 +21,7 @@ from hgrnx.data.dataset import PreparedDataset
 from hgrnx.data.loader import TrainLoader
 from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
+from hgrnx.tracking.tracker import repeatable
 from hgrnx.training import notice
 from hgrnx.training.checkpoint import is_extra, latest_checkpoint, load_checkpoint, read_meta
 from hgrnx.training.events import EVENTS, read_events
@@ -61,9 +62,7 @@ def recipe(**training: object) -> Recipe:
 
 
 def lines(run_dir: Path) -> list[dict[str, float]]:
-    timings = {"time", "train/tokens_per_second"}
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in timings} for record in records]
+    return repeatable(run_dir / "metrics.jsonl")
 
 
 def events(run_dir: Path) -> list[str]:

@@ -15,7 +15,8 @@ from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
 from hgrnx.models import build_model
 from hgrnx.ops import implementation_note
-from hgrnx.training import loop, run
+from hgrnx.tracking.tracker import repeatable
+from hgrnx.training import loop
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights, read_meta
 from hgrnx.training.hooks import CheckpointHook
 from hgrnx.training.run import run_training
@@ -51,10 +52,7 @@ def recipe(**changes: dict[str, object]) -> Recipe:
 
 
 def lines(run_dir: Path) -> list[dict[str, float]]:
-    steps = {"train/step_seconds", "train/step_seconds_waiting", "train/step_seconds_updating", "train/batches_ready"}
-    timings = {"time", "train/tokens_per_second", *steps}
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in timings} for record in records]
+    return repeatable(run_dir / "metrics.jsonl")
 
 
 class Stopped(Exception):
@@ -131,7 +129,7 @@ def test_a_milestone_whose_checkpoint_was_lost_is_written_again(
     monkeypatch.setattr(durations, "milestone_name", lambda words: "chck_1M")
     chosen = recipe(training={"word_milestones": True})
     with monkeypatch.context() as patched:
-        patched.setattr(run, "CheckpointHook", _Dying)
+        patched.setattr(session, "CheckpointHook", _Dying)
         with pytest.raises(Stopped):
             run_training(chosen, dataset, tmp_path)
     first = load_weights(tmp_path / "milestones" / "chck_1M")

@@ -15,6 +15,7 @@ import torch
 
 from hgrnx.config import DataConfig
 from hgrnx.data.prepare import prepare
+from hgrnx.tracking.tracker import repeatable
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint
 from hgrnx.training.events import EVENTS, read_events
 
@@ -70,8 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def records(run_dir: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in ("time", "train/tokens_per_second")} for record in found]
+    return repeatable(run_dir / "metrics.jsonl")
 
 
 def last_state(run_dir: Path) -> Any:
