@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-MARK = "HGRNX_CHAOS_MARK"
+from hgrnx.launch.local_cluster import TAG, processes
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
@@ -38,7 +38,6 @@ class World:
         self.folder, self.nodes, self.mark = folder, nodes, secrets.token_hex(8)
         self.environment = {
             **os.environ,
-            MARK: self.mark,
             "HGRNX_DATA": str(folder / "data"),
             "OMP_NUM_THREADS": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -48,6 +47,7 @@ class World:
             "RAY_health_check_timeout_ms": "2000",
             "RAY_health_check_initial_delay_ms": "2000",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+            TAG: self.mark,  # the last one: titles of processes are written over the first
         }
         self.environment.pop("RAY_ADDRESS", None)
         self.port = free_port()
@@ -114,14 +114,10 @@ class World:
     def processes(self, part: str = "") -> list[psutil.Process]:
         """Everything that lives and bears the mark, with ``part`` in its command line; not this process."""
         found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                if process.environ().get(MARK) == self.mark and part in " ".join(process.cmdline()):
+        for process in processes(self.mark):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if part in " ".join(process.cmdline()):
                     found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
         return found
 
     def workers(self) -> list[psutil.Process]:

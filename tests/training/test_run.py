@@ -16,7 +16,7 @@ from hgrnx.errors import UserError
 from hgrnx.models import build_model
 from hgrnx.ops import implementation_note
 from hgrnx.tracking.tracker import repeatable
-from hgrnx.training import loop
+from hgrnx.training import loop, session
 from hgrnx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights, read_meta
 from hgrnx.training.hooks import CheckpointHook
 from hgrnx.training.run import run_training
