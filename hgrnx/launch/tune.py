@@ -50,6 +50,7 @@ from hgrnx.search.findings import (
 )
 from hgrnx.search.propose import propose
 from hgrnx.search.trials import Trial, TrialRecord, unusable
+from hgrnx.tracking.store_check import shown
 from hgrnx.training.ledger import check_plan, plan_ledger
 
 _ALL_FAIL = 5
@@ -80,7 +81,7 @@ def run_search(
     recipe, space = plan.recipe, plan.space
     console.print(
         f"[bold]{recipe.name}[/bold], search\n  runs    {places.runs}\n  data    {places.data}\n"
-        f"  MLflow  {places.mlflow_uri}",
+        f"  MLflow  {shown(places.mlflow_uri)}",
         highlight=False,
     )
     for sentence in plan.left_out:
