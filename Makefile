@@ -3,14 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test chaos check audit format clean
+.PHONY: run test test-long chaos check audit format clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed  ## the demo: teacher -> student -> twin -> evaluation
 	$(BIN)/hgrnx distill demo $(ARGS)
 
-test: check  ## every test that this machine can run
+test: check  ## every test that this machine can run, but those of several minutes each
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+test-long: .venv/installed  ## those
+	$(BIN)/pytest -n 2 --dist loadfile -m long $(ARGS)
 
 chaos: .venv/installed  ## fifty faults at random moments on a cluster of several raylets; HGRNX_CHAOS_SEED for other moments
 	$(BIN)/pytest -m chaos tests/chaos $(ARGS)

@@ -76,7 +76,7 @@ def up(
     folder = cluster_folder(places)
     with _only_one(folder):
         old = _read(folder)
-        if old is not None and processes(old.id):
+        if old is not None and processes(old.id, old.temporary):
             raise UserError(f"The cluster in {folder} is running. Stop it first: hgrnx cluster down")
         _clear(folder, old)
         own_mlflow = not places.mlflow_uri.startswith("http")
@@ -101,7 +101,7 @@ def up(
         try:
             _start(folder, places, cluster, store, cpus, gpus, console)
         except BaseException:
-            _end(cluster.id)
+            _end(cluster)
             _clear(folder, cluster)
             raise
     _tell(folder, cluster, console)
@@ -114,7 +114,7 @@ def down(places: Places) -> int:
     if cluster is None:
         return 0
     with _only_one(folder):
-        ended = _end(cluster.id)
+        ended = _end(cluster)
         _clear(folder, cluster)
     return ended
 
@@ -125,7 +125,7 @@ def status(places: Places, console: Console) -> None:
     cluster = _read(folder)
     if cluster is None:
         raise UserError(f"No cluster is running in {folder}. Start one: hgrnx cluster up")
-    nodes = sum(process.info["name"] == "raylet" for process in processes(cluster.id))
+    nodes = sum(process.info["name"] == "raylet" for process in processes(cluster.id, cluster.temporary))
     problems = []
     if nodes != cluster.workers + 1:
         problems.append(f"{nodes} of {cluster.workers + 1} nodes are alive")
@@ -141,18 +141,30 @@ def status(places: Places, console: Console) -> None:
     _tell(folder, cluster, console)
 
 
-def processes(tag: str) -> list[psutil.Process]:
-    """All living processes with ``tag`` in their environment, but this one and those it comes from."""
+def processes(tag: str, folder: str) -> list[psutil.Process]:
+    """All living processes of a cluster, but this one and those it comes from.
+
+    They have ``tag`` in their environment, or files in ``folder`` open, Ray's temporary one: a process that gives
+    itself a title (ray::...) writes it over its environment, over some variables or all of them.
+    """
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    variable = f"\0{TAG}={tag}\0".encode()
     found = []
     for process in psutil.process_iter(["pid", "name"]):
         with suppress(psutil.Error, OSError):
-            # Not psutil's `environ()`: a process that gives itself a title (ray::...) writes it over the first
-            # variables, and psutil reads no further than that.
-            ours = f"\0{TAG}={tag}\0".encode() in Path(f"/proc/{process.pid}/environ").read_bytes()
-            if ours and process.pid not in mine and process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid in mine or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            # Not psutil's `environ()`, which reads no further than the title.
+            tagged = variable in Path(f"/proc/{process.pid}/environ").read_bytes()
+            if tagged or any(link.startswith(f"{folder}/") for link in _open_files(process.pid)):
                 found.append(process)
     return found
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(OSError):  # closed meanwhile
+            yield os.readlink(entry.path)
 
 
 def _start(
@@ -166,28 +178,27 @@ def _start(
     head += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={cluster.dashboard_port}"]
     head += [f"--ray-client-server-port={_free_port()}", f"--temp-dir={cluster.temporary}"]
     console.print("head", highlight=False)
-    _ray_start(head, environment)
+    _ray_start(cluster, head, environment)
     for number in range(cluster.workers):
         console.print(f"worker {number + 1} of {cluster.workers}", highlight=False)
         visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(number * gpus, (number + 1) * gpus)))}
         arguments = [f"--address={LOOPBACK}:{cluster.ray_port}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
-        _ray_start(arguments, {**environment, **visible})
+        _ray_start(cluster, arguments, {**environment, **visible})
     _wait_until("Ray's dashboard", lambda: not port_is_free(cluster.dashboard_port), None)
     if cluster.mlflow_port is not None:
         _wait_until("MLflow's server", lambda: check_store(cluster.mlflow_uri) is None, folder / "mlflow.log")
 
 
-def _ray_start(arguments: list[str], environment: Mapping[str, str]) -> None:
+def _ray_start(cluster: LocalCluster, arguments: list[str], environment: Mapping[str, str]) -> None:
     command = [
         sys.executable, "-c", _RAY_ON_LOOPBACK, "start", *arguments, f"--node-ip-address={LOOPBACK}",
         f"--dashboard-agent-listen-port={_free_port()}",
         "--min-worker-port=0", "--max-worker-port=0",  # nodes on one machine must not hand out the same ports
         f"--object-store-memory={_OBJECT_STORE_BYTES}", "--disable-usage-stats",
     ]  # fmt: skip
-    tag = environment[TAG]
-    before = {process.pid for process in processes(tag)}
+    before = {process.pid for process in processes(cluster.id, cluster.temporary)}
     for _ in range(3):  # Ray itself gives a node no more than 30 seconds, which a busy machine exceeds
-        _end(tag, keep=before)
+        _end(cluster, keep=before)
         done = subprocess.run(
             command,
             env=environment,
@@ -264,10 +275,10 @@ def _tell(folder: Path, cluster: LocalCluster, console: Console) -> None:
     )
 
 
-def _end(tag: str, keep: Container[int] = ()) -> int:
+def _end(cluster: LocalCluster, keep: Container[int] = ()) -> int:
     ended = set()
     for _ in range(5):  # a process that is ended may have made another in the meantime
-        living = [process for process in processes(tag) if process.pid not in keep]
+        living = [process for process in processes(cluster.id, cluster.temporary) if process.pid not in keep]
         if not living:
             break
         ended |= {process.pid for process in living}

@@ -10,10 +10,12 @@ import contextlib
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -50,6 +52,8 @@ class World:
             TAG: self.mark,  # the last one: titles of processes are written over the first
         }
         self.environment.pop("RAY_ADDRESS", None)
+        self.temporary = tempfile.mkdtemp(prefix="hgrnx-", dir="/tmp")
+        """Of Ray; short, because a socket's path has at most 107 bytes."""
         self.port = free_port()
         self.server: subprocess.Popen[bytes] | None = None
         self.holder: subprocess.Popen[str] | None = None
@@ -61,7 +65,7 @@ class World:
         """Head without CPUs, and nodes of one CPU, in a process of their own that adds further nodes when told."""
         script = Path(__file__).with_name("hold_cluster.py")
         self.holder = subprocess.Popen(
-            [sys.executable, str(script), str(self.nodes)],
+            [sys.executable, str(script), str(self.nodes), self.temporary],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -114,7 +118,7 @@ class World:
     def processes(self, part: str = "") -> list[psutil.Process]:
         """Everything that lives and bears the mark, with ``part`` in its command line; not this process."""
         found = []
-        for process in processes(self.mark):
+        for process in processes(self.mark, self.temporary):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 if part in " ".join(process.cmdline()):
                     found.append(process)
@@ -162,6 +166,7 @@ class World:
             self.close_cluster()
         for process in self.processes():
             _kill(process)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def free_port() -> int:

@@ -1,4 +1,7 @@
-"""``hold_cluster.py NODES``: a head without CPUs and NODES of one CPU; prints the address, adds a node a line read."""
+"""``hold_cluster.py NODES DIR``: a head without CPUs and NODES of one CPU, whose files are in DIR.
+
+Prints the address; adds a node for every line it reads.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
 def main() -> None:
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False},
+        head_node_args={
+            "num_cpus": 0,
+            "object_store_memory": 80_000_000,
+            "include_dashboard": False,
+            "temp_dir": sys.argv[2],
+        },
     )
     for _ in range(int(sys.argv[1])):
         cluster.add_node(wait=False, **NODE)

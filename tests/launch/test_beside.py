@@ -58,6 +58,7 @@ def evaluators() -> list[psutil.Process]:
     return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::score")]
 
 
+@pytest.mark.long
 def test_a_killed_evaluator_loses_nothing(tiny: AnyRecipe, data: Path, tmp_path: Path) -> None:
     chosen, places = recipe(tiny, data), resolve_places(tmp_path / "home")
     assert has_room_beside(chosen.launch)

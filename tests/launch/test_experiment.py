@@ -89,6 +89,7 @@ class TestOnRay:
         names = {item.path for item in client.list_artifacts(parent.info.run_id)}
         assert names >= {"report.html", "report.md", "experiment.json"}
 
+    @pytest.mark.long
     def test_students_follow_their_teacher_and_a_failed_run_stops_no_other(self, places: Places) -> None:
         plan = short("distill", "arms.twin.training.learning_rate=1e30", arms=("student-2", "twin"))
         with pytest.raises(UserError, match="1 of 3 runs failed.*\n.*training loss is") as error:

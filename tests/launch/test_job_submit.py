@@ -123,6 +123,7 @@ def test_a_place_that_would_be_deleted_is_refused(cluster: Cluster, tiny_path: P
     assert done.returncode != 0 and "relative" in done.stdout and "Traceback" not in done.stdout
 
 
+@pytest.mark.long
 def test_scoring_is_shared_out_over_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     data = write_eval_data(tmp_path / "data")
     text = "the dog sees a cat. dogs run and the big cats see.\n" * 50

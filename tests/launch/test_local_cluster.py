@@ -88,6 +88,7 @@ def agent_port(running: list[psutil.Process]) -> int:
     return int(told[0].partition("--listen-port=")[2].split()[0])
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_cluster_from_up_to_down(shell: Shell, tiny_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_cluster_from_up_to_down(shell: Shell, tiny_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ray job submit --working-dir . -- python jobs/distill.py" in done.stdout
     cluster, sourced = shell.cluster(), shell.sourced()
-    running = processes(cluster.id)
+    running = processes(cluster.id, cluster.temporary)
     assert sum(process.name() == "raylet" for process in running) == 3
 
     everyone = {one for process in running for one in (process, *process.children(recursive=True))}
@@ -138,7 +139,7 @@ def test_a_cluster_from_up_to_down(shell: Shell, tiny_path: Path) -> None:
         holding = {path.name for path in written if secret.encode() in path.read_bytes()}
         assert holding == ({"token"} if secret is token else set())
 
-    next(process for process in processes(cluster.id) if process.name() == "raylet").kill()
+    next(process for process in processes(cluster.id, cluster.temporary) if process.name() == "raylet").kill()
     end = time.monotonic() + 30
     while "2 of 3 nodes" not in (told := shell.hgrnx("cluster", "status")).stderr:
         assert time.monotonic() < end, told
@@ -146,7 +147,7 @@ def test_a_cluster_from_up_to_down(shell: Shell, tiny_path: Path) -> None:
 
     done = shell.hgrnx("cluster", "down")
     assert done.returncode == 0 and "Ended" in done.stdout
-    assert not processes(cluster.id) and not Path(cluster.temporary).exists()
+    assert not processes(cluster.id, cluster.temporary) and not Path(cluster.temporary).exists()
     assert not [process for process in everyone if alive(process)]
     assert not (shell.home / "cluster" / "token").exists()
     assert "No cluster" in shell.hgrnx("cluster", "status").stderr
@@ -159,14 +160,14 @@ def test_killed_while_it_starts_nothing_is_left_after_down(shell: Shell) -> None
     with subprocess.Popen(command, env=shell.environment, cwd=ROOT, stdout=subprocess.DEVNULL) as starting:
         end = time.monotonic() + 120
         while not (shell.home / "cluster" / "cluster.json").exists() or not any(
-            process.name() == "gcs_server" for process in processes(shell.cluster().id)
+            process.name() == "gcs_server" for process in processes(shell.cluster().id, shell.cluster().temporary)
         ):
             assert time.monotonic() < end and starting.poll() is None
             time.sleep(0.1)
         starting.send_signal(signal.SIGKILL)
     cluster = shell.cluster()
     assert shell.hgrnx("cluster", "down").returncode == 0
-    assert not processes(cluster.id) and not Path(cluster.temporary).exists()
+    assert not processes(cluster.id, cluster.temporary) and not Path(cluster.temporary).exists()
 
 
 def test_a_port_that_is_taken_is_named_and_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,13 +180,19 @@ def test_a_port_that_is_taken_is_named_and_nothing_starts(tmp_path: Path, monkey
     assert not (tmp_path / "cluster" / "cluster.json").exists()
 
 
-def test_what_carries_the_tag_is_found_and_ended() -> None:
-    environment = {**os.environ, local_cluster.TAG: "only-this-test"}
-    command = [sys.executable, "-c", "import sys; print(1, flush=True); sys.stdin.read()"]
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_belongs_to_a_cluster_is_found_and_ended(tmp_path: Path, hidden: bool) -> None:
+    """By the variable, or, where a title hides that, by its open files."""
+    tag, folder = "only-this-test", str(tmp_path / "one")
+    Path(folder).mkdir()
+    cluster = local_cluster.LocalCluster(tag, folder, 1, 1, 2, 3, "")
+    environment = {**os.environ, **({} if hidden else {local_cluster.TAG: tag})}
+    script = "import sys; f = open(sys.argv[1], 'w'); print(1, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, f"{folder}/log" if hidden else os.devnull]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None and child.stdout.readline()
-        assert [process.pid for process in processes("only-this-test")] == [child.pid]
-        assert processes("only-this") == []
-        assert local_cluster._end("only-this-test") == 1
+        assert [process.pid for process in processes(tag, folder)] == [child.pid]
+        assert processes("only-this", str(tmp_path / "on")) == []
+        assert local_cluster._end(cluster) == 1
         assert child.wait(timeout=10) is not None
-        assert processes("only-this-test") == []
+        assert processes(tag, folder) == []

@@ -130,6 +130,7 @@ def test_all_failing_ends_the_search(search: SearchResult, tiny_path: Path, tmp_
         run_search(plan_search(load_space(str(path))), places)
 
 
+@pytest.mark.long
 def test_the_teachers_signal_is_stored_once_for_all_trials(
     search: SearchResult, tiny_path: Path, tmp_path: Path, places: Places
 ) -> None:
@@ -174,6 +175,7 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[str], seconds: f
     return found
 
 
+@pytest.mark.long
 def test_kill_of_the_driver_and_then_of_a_worker(
     start: Callable[..., subprocess.Popen[str]], tiny_path: Path, tmp_path: Path
 ) -> None:
