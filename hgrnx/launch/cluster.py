@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,11 +33,14 @@ def connected(places: Places, *, dashboard: bool = False) -> Iterator[None]:
     # "local" and not None, which would look for a cluster that somebody, or a dead process, left on this machine.
     address = os.environ.get("RAY_ADDRESS", "local")
     options: dict[str, Any] = {}
-    if address == "local":
-        options = {"include_dashboard": dashboard}
-        _make_token()
-    # Ray shows this on its dashboard and writes it into its logs.
+    # Ray shows these on its dashboard and writes them into its logs.
     variables = {**places.environment(), "MLFLOW_TRACKING_URI": shown(places.mlflow_uri)}
+    if address == "local":
+        options = {"include_dashboard": dashboard, "dashboard_port": free_port()}
+        _make_token()
+        # Ray Train asks there whether the driver of a run lives. Without this it asks the cluster that somebody, or a
+        # dead process, left on this machine: it waits for it for 40 seconds, or takes the driver for dead.
+        variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{options['dashboard_port']}"
     ray.init(
         address=address,
         **options,
@@ -48,6 +52,13 @@ def connected(places: Places, *, dashboard: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _make_token() -> None:

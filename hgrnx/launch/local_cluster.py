@@ -11,7 +11,6 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import psutil
 from rich.console import Console
 
 from hgrnx.errors import UserError
+from hgrnx.launch.cluster import free_port
 from hgrnx.paths import Places
 from hgrnx.tracking.mlflow_store import init_store, server_command
 from hgrnx.tracking.store_check import LOOPBACK, check_store, locked, port_is_free, shown
@@ -89,7 +89,7 @@ def up(
             id=secrets.token_hex(8),
             temporary=tempfile.mkdtemp(prefix="hgrnx-", dir="/tmp"),  # short: a socket's path has at most 107 bytes
             workers=workers,
-            ray_port=_free_port(),
+            ray_port=free_port(),
             dashboard_port=dashboard_port,
             mlflow_port=mlflow_port if own_mlflow else None,
             mlflow_uri=f"http://{LOOPBACK}:{mlflow_port}" if own_mlflow else shown(places.mlflow_uri),
@@ -176,7 +176,7 @@ def _start(
         _start_mlflow(folder, cluster, store, environment)
     head = ["--head", f"--port={cluster.ray_port}", "--num-cpus=0", "--num-gpus=0"]
     head += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={cluster.dashboard_port}"]
-    head += [f"--ray-client-server-port={_free_port()}", f"--temp-dir={cluster.temporary}"]
+    head += [f"--ray-client-server-port={free_port()}", f"--temp-dir={cluster.temporary}"]
     console.print("head", highlight=False)
     _ray_start(cluster, head, environment)
     for number in range(cluster.workers):
@@ -192,7 +192,7 @@ def _start(
 def _ray_start(cluster: LocalCluster, arguments: list[str], environment: Mapping[str, str]) -> None:
     command = [
         sys.executable, "-c", _RAY_ON_LOOPBACK, "start", *arguments, f"--node-ip-address={LOOPBACK}",
-        f"--dashboard-agent-listen-port={_free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}",
         "--min-worker-port=0", "--max-worker-port=0",  # nodes on one machine must not hand out the same ports
         f"--object-store-memory={_OBJECT_STORE_BYTES}", "--disable-usage-stats",
     ]  # fmt: skip
@@ -333,9 +333,3 @@ def _wait_until(what: str, answers: Any, log: Path | None) -> None:
             hint = f"; its messages: {log}" if log else ""
             raise UserError(f"{what} did not answer in {_START_SECONDS:g} seconds{hint}")
         time.sleep(0.3)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])

@@ -38,11 +38,14 @@ class World:
 
     def __init__(self, folder: Path, nodes: int = 3, server: bool = False) -> None:
         self.folder, self.nodes, self.mark = folder, nodes, secrets.token_hex(8)
+        self.temporary = tempfile.mkdtemp(prefix="hgrnx-", dir="/tmp")
+        """Of Ray; short, because a socket's path has at most 107 bytes."""
         self.environment = {
             **os.environ,
             "HGRNX_DATA": str(folder / "data"),
             "OMP_NUM_THREADS": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": self.temporary,
             # Minutes otherwise, in which a driver waits for a head that does not come back.
             "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
             "RAY_health_check_period_ms": "500",
@@ -52,8 +55,6 @@ class World:
             TAG: self.mark,  # the last one: titles of processes are written over the first
         }
         self.environment.pop("RAY_ADDRESS", None)
-        self.temporary = tempfile.mkdtemp(prefix="hgrnx-", dir="/tmp")
-        """Of Ray; short, because a socket's path has at most 107 bytes."""
         self.port = free_port()
         self.server: subprocess.Popen[bytes] | None = None
         self.holder: subprocess.Popen[str] | None = None
@@ -65,7 +66,7 @@ class World:
         """Head without CPUs, and nodes of one CPU, in a process of their own that adds further nodes when told."""
         script = Path(__file__).with_name("hold_cluster.py")
         self.holder = subprocess.Popen(
-            [sys.executable, str(script), str(self.nodes), self.temporary],
+            [sys.executable, str(script), str(self.nodes)],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

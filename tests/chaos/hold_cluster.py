@@ -1,4 +1,4 @@
-"""``hold_cluster.py NODES DIR``: a head without CPUs and NODES of one CPU, whose files are in DIR.
+"""``hold_cluster.py NODES``: a head without CPUs and NODES of one CPU.
 
 Prints the address; adds a node for every line it reads.
 """
@@ -20,7 +20,6 @@ def main() -> None:
             "num_cpus": 0,
             "object_store_memory": 80_000_000,
             "include_dashboard": False,
-            "temp_dir": sys.argv[2],
         },
     )
     for _ in range(int(sys.argv[1])):

@@ -71,7 +71,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def ports() -> tuple[str, str]:
-    return f"--port={local_cluster._free_port()}", f"--mlflow-port={local_cluster._free_port()}"
+    return f"--port={local_cluster.free_port()}", f"--mlflow-port={local_cluster.free_port()}"
 
 
 def alive(process: psutil.Process) -> bool:
