@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from hgrnx.config import AnyRecipe, recipe_from_dict
+from hgrnx.config import AnyRecipe, ModelConfig, recipe_from_dict
+from hgrnx.doctor import estimate as module
 from hgrnx.doctor.estimate import estimate
 from hgrnx.errors import UserError
+from hgrnx.models import LanguageModel
 
 pytestmark = pytest.mark.slow  # processes of their own
 
@@ -34,14 +38,21 @@ def test_every_stage_is_tried_by_workers_together() -> None:
         assert 100 < one.memory_mb < 4000
 
 
-def test_a_stored_teacher_is_not_run() -> None:
-    """One that ran would take most of the time."""
-    large = {"hidden_size": 256, "num_hidden_layers": 6, "expand_ratio": 64}
-    found = [
-        {one.stage: one for one in estimate(recipe(teacher=large, distill=distill), None, 8.0)}["student"]
-        for distill in ({"top_k": 1000}, {})
-    ]
-    assert found[0].tokens_per_second > 2 * found[1].tokens_per_second
+def test_a_stored_teacher_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not even built."""
+    built: list[int] = []
+    build = module.build_model
+
+    def counting(config: ModelConfig, *arguments: int, **options: int) -> LanguageModel:
+        built.append(config.num_hidden_layers)
+        return build(config, *arguments, **options)
+
+    monkeypatch.setattr(module, "build_model", counting)
+    for distill, expected in (({"top_k": 1000}, [2]), ({}, [4, 2])):
+        built.clear()
+        _, student, teachers = list(module._stages(recipe(distill=distill)))[1]
+        seconds, memory_mb = module._try_steps(student.model_dump(mode="json"), teachers, 400, tmp_path, 0, 1)
+        assert built == expected and seconds > 0 and memory_mb > 0
 
 
 def test_without_data_words_tell_no_time() -> None:
