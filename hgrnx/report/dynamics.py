@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hgrnx.report.plots import CHANCE_COLOUR, STYLE, bar_colour, draw_legend, marker, save_figure, word_scale
+from hgrnx.report.plots import STYLE, bar_colour, draw_chance, draw_legend, marker, save_figure, word_scale
 from hgrnx.report.summary import read_metrics
 from hgrnx.report.task_scores import CHANCE, TITLES
 
@@ -46,16 +46,7 @@ def plot_dynamics(runs: Mapping[str, Path], out: Path) -> bool:
                 _draw(axes, index, list(records)[index], task, lines, scale)
             averaged = [name for name in panels if name not in {"bear", _MEAN}]
             if task in CHANCE or (task == _MEAN and all(name in CHANCE for name in averaged)):
-                axes.axhline(50, color=CHANCE_COLOUR, linewidth=1, linestyle="--", zorder=1)
-                axes.annotate(
-                    "chance",
-                    (1, 50),
-                    (-2, 3),
-                    ("axes fraction", "data"),
-                    "offset points",
-                    ha="right",
-                    color=CHANCE_COLOUR,
-                )
+                draw_chance(axes)
             title = "Mean of " + ", ".join(TITLES[name] for name in averaged) if task == _MEAN else TITLES[task]
             axes.set_title(title, fontsize=10.0 if task == _MEAN else None, wrap=True)
             axes.set(xlabel=f"words seen{unit}", ylabel="accuracy, % (± standard error)")

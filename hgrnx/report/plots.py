@@ -71,16 +71,7 @@ def plot_curves(runs: Mapping[str, Path], out: Path) -> bool:
                 if points:
                     _draw_curve(axes, index, label, points, scale, title)
             if title == "Minimal pairs":
-                axes.axhline(50, color=CHANCE_COLOUR, linewidth=1, linestyle="--", zorder=1)
-                axes.annotate(
-                    "chance",
-                    (1, 50),
-                    (-2, 3),
-                    ("axes fraction", "data"),
-                    "offset points",
-                    ha="right",
-                    color=CHANCE_COLOUR,
-                )
+                draw_chance(axes)
             axes.set(title=title, xlabel=f"words seen{unit}", ylabel=label_y)
             axes.set_xlim(left=0)
         draw_legend(figure, list(runs))
@@ -208,6 +199,20 @@ def _draw_curve(
         axes.errorbar(x, y, errors, marker=marker, markersize=5, linewidth=1.6, capsize=2, **line)
     else:
         axes.plot(x, y, marker=marker, markersize=5, linewidth=1.6, **line)
+
+
+def draw_chance(axes: Any) -> None:
+    """The line of a coin toss, for an axis of percentages."""
+    axes.axhline(50, color=CHANCE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+    axes.annotate(
+        "chance",
+        (1, 50),
+        (-2, 3),
+        ("axes fraction", "data"),
+        "offset points",
+        ha="right",
+        color=CHANCE_COLOUR,
+    )
 
 
 def draw_legend(figure: Any, labels: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from hgrnx.launch.cluster import free_port
 from hgrnx.launch.local_cluster import TAG, processes
 
 
@@ -168,12 +168,6 @@ class World:
         for process in self.processes():
             _kill(process)
         shutil.rmtree(self.temporary, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _parents(process: psutil.Process) -> list[psutil.Process]:

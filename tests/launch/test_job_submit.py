@@ -17,18 +17,13 @@ from eval_data import write_eval_data
 
 from hgrnx.config import HGRN2Config
 from hgrnx.data.tokenizer import save_tokenizer, train_tokenizer
+from hgrnx.launch.cluster import free_port
 from hgrnx.models import build_model
 from hgrnx.models.folders import save_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Cluster:

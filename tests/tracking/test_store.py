@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from hgrnx.errors import UserError
+from hgrnx.launch.cluster import free_port
 from hgrnx.tracking import mlflow_store
 from hgrnx.tracking.mlflow_store import init_store, serve, server_command
 from hgrnx.tracking.store_check import check_store, is_loopback, shown, within
@@ -167,9 +168,7 @@ def test_the_servers_arguments_hold_no_password(tmp_path: Path) -> None:
 def test_beyond_loopback_the_page_wants_the_password(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All of 127/8 is this machine's: with 0.0.0.0 the server answers at 127.0.0.2 as it would to others."""
     pytest.importorskip("flask_wtf")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "correct-horse-battery")
     command, environment = server_command(uri, port, "0.0.0.0", tmp_path)
     page = f"http://127.0.0.2:{port}/api/2.0/mlflow/experiments/search?max_results=1"

@@ -12,11 +12,11 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import fork_ranks
 from safetensors.torch import save_file
 from torch import Tensor
 from torch import distributed as dist
@@ -185,22 +185,7 @@ def main() -> None:
 
     folder = Path(sys.argv[1])
     for job in json.loads((folder / "jobs.json").read_text()):
-        children = []
-        for rank in range(job["world_size"]):
-            child = os.fork()
-            if child == 0:
-                failed = 1
-                try:
-                    run_rank(job["world_size"], rank, job["cases"], folder)
-                    failed = 0
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    sys.stderr.flush()
-                    os._exit(failed)
-            children.append(child)
-        if any([os.waitpid(child, 0)[1] for child in children]):
-            sys.exit(1)
+        fork_ranks(job["world_size"], lambda rank: run_rank(job["world_size"], rank, job["cases"], folder))  # noqa: B023
 
 
 if __name__ == "__main__":

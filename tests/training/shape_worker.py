@@ -12,11 +12,11 @@ import itertools
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import fork_ranks
 from torch import distributed as dist
 
 from hgrnx.config import Recipe, recipe_from_dict
@@ -76,22 +76,8 @@ def main() -> None:
     number = itertools.count()
     for name, run in jobs["runs"].items():
         for phase in run["phases"]:
-            meet, children = f"meet-{next(number)}", []
-            for rank in range(phase["world"]):
-                child = os.fork()
-                if child == 0:
-                    failed = 1
-                    try:
-                        run_rank(folder, name, run.get("training", {}), jobs["data"], rank, meet, **phase)
-                        failed = 0
-                    except BaseException:
-                        traceback.print_exc()
-                    finally:
-                        sys.stderr.flush()
-                        os._exit(failed)
-                children.append(child)
-            if any([os.waitpid(child, 0)[1] for child in children]):
-                sys.exit(1)
+            meet, training = f"meet-{next(number)}", run.get("training", {})
+            fork_ranks(phase["world"], lambda rank: run_rank(folder, name, training, jobs["data"], rank, meet, **phase))  # noqa: B023
 
 
 if __name__ == "__main__":
