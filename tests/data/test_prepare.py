@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -328,15 +328,29 @@ def test_a_killed_run_of_other_text_is_not_continued(write: Write, tmp_path: Pat
 
 
 KILLED = """
-import sys
+import os, signal, sys, threading, time
 from pathlib import Path
 from hgrnx.config import DataConfig
 from hgrnx.data import choose, prepare as module
 
+source, root, stage, seconds = *sys.argv[1:4], float(sys.argv[4])
+
+def die():
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+killer = threading.Thread(target=die)
+
+def at(now, done, total):
+    if now == stage and not killer.ident:
+        killer.start()
+
 if __name__ == "__main__":
     module._WORTH_A_PROCESS, choose.SHARD_BYTES = 0, 20_000
-    config = DataConfig(track="strict-small", source=sys.argv[1], vocab_size=400)
-    print(module.prepare(config, Path(sys.argv[2]), workers=2).hash)
+    config = DataConfig(track="strict-small", source=source, vocab_size=400)
+    print(module.prepare(config, Path(root), workers=2, on_progress=at).hash)
+    if killer.ident:
+        killer.join()
 """
 
 
@@ -347,26 +361,22 @@ def test_killed_at_any_instant(write: Write, tmp_path: Path) -> None:
     script.write_text(KILLED)
     files: dict[str, str | bytes] = {f"{name}.train": lines(2_000, 2_000 * i) for i, name in enumerate("abcd")}
     source = write({**files, "a.dev": lines(300, 10_000)})
-    command = [sys.executable, str(script), str(source)]
-    began = time.monotonic()
-    undisturbed = subprocess.run([*command, str(tmp_path / "other")], capture_output=True, text=True, check=True).stdout
-    length = time.monotonic() - began
-    random, kills = Random(5), 0
-    for attempt in range(4):
+
+    def call(root: Path, stage: str = "never", seconds: float = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), str(source), str(root), stage, str(seconds)]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+
+    undisturbed, random = call(tmp_path / "other"), Random(5)
+    assert undisturbed.returncode == 0
+    for attempt, stages in enumerate(permutations(("text", "tokenizer", "tokens"), 2)):
         root = tmp_path / f"data-{attempt}"
-        for most in (0.95, 0.6):
-            process = subprocess.Popen([*command, str(root)], stdout=subprocess.PIPE, text=True)
-            try:
-                process.communicate(timeout=random.uniform(0.25, most) * length)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
-        last = subprocess.run([*command, str(root)], capture_output=True, text=True, check=True)
-        assert last.stdout == undisturbed
+        first, second = (call(root, stage, random.uniform(0, 0.3)) for stage in stages)
+        assert first.returncode == -signal.SIGKILL
+        assert second.returncode in (0, -signal.SIGKILL)  # the first may have finished that stage
+        last = call(root)
+        assert (last.returncode, last.stdout) == (0, undisturbed.stdout)
         (folder,) = (path for path in root.iterdir() if not path.name.endswith(".lock"))
         assert not list(folder.rglob("*.tmp"))
-    assert kills >= 4
     dataset = module.open_dataset(config(source, vocab_size=400), root, verify=True)
     assert len(dataset.manifest["shards"]["train"]) > 5
     # One process, and one shard or many: the same tokens.

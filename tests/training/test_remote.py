@@ -107,7 +107,7 @@ def test_a_slow_store_holds_up_no_step(whole: Path, tmp_path: Path, monkeypatch:
     for folder in sorted(source.glob("step-*")) * 3:
         uploader.add(folder)
     shutil.rmtree(source)  # as the next checkpoints would
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     free.set()
     uploader.close(30)
     last = max((tmp_path / "store" / "run").glob("step-*"))
