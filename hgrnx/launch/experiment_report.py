@@ -11,9 +11,10 @@ from hgrnx.errors import UserError
 from hgrnx.evaluation.files import write_whole
 from hgrnx.evaluation.seeds import seed_difference
 from hgrnx.paths import Places
-from hgrnx.report.experiment import ArmDifference, build_report
+from hgrnx.report.experiment import build_report
 from hgrnx.report.experiment_files import BITS, PLAN, ExperimentRecord, read_experiment
 from hgrnx.report.experiment_page import as_html, as_markdown
+from hgrnx.report.experiment_parts import ArmDifference
 from hgrnx.tracking import mlflow
 
 HTML = "report.html"

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,22 +27,15 @@ from hgrnx.launch.jobs import check_writable, job_stages, run_stage
 from hgrnx.launch.live_teacher import measure_live
 from hgrnx.launch.ray_tune import END, Halving, TrialJob, run_trials
 from hgrnx.launch.search_display import shown_search
+from hgrnx.launch.search_findings import write_findings
+from hgrnx.launch.search_folder import Facts, alone, forget, search_digest
 from hgrnx.launch.search_request import RECIPE, SPACE
 from hgrnx.launch.teacher_cache import ensure_signal
 from hgrnx.launch.tracked import JobTracking
 from hgrnx.paths import Places
-from hgrnx.report.search_plots import plot_against, plot_parallel
-from hgrnx.report.search_tables import print_findings, search_markdown, trial_rows
+from hgrnx.report.search_tables import print_findings
 from hgrnx.runs import read_json
-from hgrnx.search.findings import (
-    Cost,
-    best_trial,
-    common_reason,
-    comparable_scores,
-    importances,
-    measure_cost,
-    pareto_front,
-)
+from hgrnx.search.findings import Cost, best_trial, common_reason, measure_cost
 from hgrnx.search.propose import propose
 from hgrnx.search.trials import Trial, TrialRecord, unusable
 from hgrnx.tracking.store_check import shown
@@ -90,12 +78,12 @@ def run_search(
     if recipe.evaluation.minimal_pairs is not None:
         read_minimal_pairs(Path(recipe.evaluation.minimal_pairs))
     dataset = prepare_with_progress(recipe.data, places, console)
-    folder = places.run_dir(f"{recipe.name}-search-{_digest(plan, dataset)}")
+    folder = places.run_dir(f"{recipe.name}-search-{search_digest(plan, dataset)}")
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), connected(places, dashboard=True):
+    with alone(folder), connected(places, dashboard=True):
         tracking = JobTracking(places)
         if fresh:
-            _forget(folder, places)
+            forget(folder, places)
         (folder / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
         (folder / SPACE).write_text(space_yaml(space), encoding="utf-8")
         search = Search(plan, dataset, places, folder, tracking, console)
@@ -118,7 +106,7 @@ class Search:
         self.tracking, self.console = tracking, console
         self.base: AnyRecipe = plan.recipe
         self.record = TrialRecord(folder / "trials")
-        self.facts = _Facts(folder / "search.json")
+        self.facts = Facts(folder / "search.json")
         self.to_continue = self.record.with_status("running")
         self.begun: dict[str, tuple[Trial, float, float]] = {}  # run: trial, when it began, seconds before that
         self.mlflow_runs: dict[str, str] = {}
@@ -415,23 +403,12 @@ class Search:
                 f"{self.record.folder}; --fresh starts over once the reason is gone."
             )
         (self.folder / "best.yaml").write_text(to_yaml(self.plan_recipe(best.parameters)), encoding="utf-8")
-        front = pareto_front(trials, space.objectives) if len(space.objectives) > 1 else []
-        shares = importances(self.plan, trials)
         cost = self._cost(trials)
-        early = comparable_scores(trials, objective)
-        rows = trial_rows(trials, space, {trial.number for trial in front})
-        plot_parallel(trials, space, self.folder / "parallel.png")
-        for key in space.parameters:
-            name = key.rsplit(".", 1)[-1]
-            plot_against(key, trials, space, early, self.folder / f"{name}.png")
-        summary = search_markdown(rows, space, shares, early, cost.sentence())
-        (self.folder / "summary.md").write_text(summary, encoding="utf-8")
+        findings = write_findings(self.plan, trials, cost, self.folder)
         figures = {f"best/{metric}": best.values[metric] for metric in self.metrics}
         figures |= {f"trials/{status}": float(count) for status, count in self.record.counts().items()}
-        figures |= {f"importance/{key}": share for key, share in shares.items()}
-        figures |= {"cost/seconds": cost.spent, **({"cost/share": cost.share} if cost.share is not None else {})}
-        self.tracking.log_search(self.parent, self.folder, rows, figures)
-        print_findings(rows, space, shares, early, self.console)
+        self.tracking.log_search(self.parent, self.folder, findings.rows, figures | findings.figures)
+        print_findings(findings.rows, space, findings.shares, findings.early, self.console)
         job = "train" if isinstance(self.base, Recipe) else "distill"
         self.console.print(
             f"\n{cost.sentence()}\n\nBest recipe       {self.folder / 'best.yaml'}\n"
@@ -447,75 +424,3 @@ class Search:
         words = int(0.98 * self._trial_words())  # another batch size ends a little earlier
         teacher, signal, live = (self.facts.get(f"{name}_seconds") for name in ("teacher", "signal", "live"))
         return measure_cost(trials, words, teacher or 0.0, signal or 0.0, live)
-
-
-_LOCK = "lock"
-
-
-def _forget(folder: Path, places: Places) -> None:
-    """Remove what a search left: its trials' runs, but not those that it had found finished, and its own files."""
-    with suppress(UserError):  # a damaged record is one of the reasons to start over
-        for trial in TrialRecord(folder / "trials"):
-            if not trial.reused:
-                shutil.rmtree(places.run_dir(trial.run), ignore_errors=True)
-    for old in list(folder.iterdir()):
-        if old.is_dir():
-            shutil.rmtree(old)
-        elif old.name != _LOCK:
-            old.unlink()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second process in the same search; the system frees the lock of one that was killed."""
-    with (folder / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"This search is running already ({folder}). Wait for it, or stop it first.") from None
-        yield
-
-
-class _Facts:
-    """What a search remembers of itself besides its trials, in one JSON file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.began: dict[str, float] = {}
-
-    def get(self, key: str) -> Any:
-        return self.values.get(key)
-
-    def set(self, key: str, value: Any) -> None:
-        self.values[key] = value
-        write_json(self.path, self.values)
-
-    def tick(self, key: str) -> None:
-        """Keep the seconds of ``key`` so far, in case the process is killed."""
-        self.set(key, self.elapsed(key))
-        self.began[key] = time.monotonic()
-
-    @contextmanager
-    def clock(self, key: str) -> Iterator[None]:
-        """Adds the seconds of the block to ``key``."""
-        self.began[key] = time.monotonic()
-        try:
-            yield
-        finally:
-            self.set(key, self.elapsed(key))
-            del self.began[key]
-
-    def elapsed(self, key: str) -> float:
-        """Seconds of ``key`` so far."""
-        now = time.monotonic() - self.began[key] if key in self.began else 0.0
-        return float(self.values.get(key) or 0.0) + now
-
-
-def _digest(plan: SearchPlan, dataset: PreparedDataset) -> str:
-    """What makes a search the same one: all but its budget, and where it is computed."""
-    recipe = plan.recipe.model_dump(mode="json", exclude={"launch"})
-    space = plan.space.model_dump(mode="json", exclude={"budget", "fixed", "recipe", "words"})
-    del recipe["data"]["source"], recipe["data"]["tokenizer"]
-    content = json.dumps([recipe, space, dataset.hash], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -1,109 +1,35 @@
-"""What the report of an experiment says: its tables and figures, for the page and for Markdown alike."""
+"""What the report of an experiment says: its tables and figures."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from hgrnx.report import paper
-from hgrnx.report.experiment_files import BITS, PAIRS, ExperimentRecord, RunRecord, TaskRecord
+from hgrnx.report.experiment_charts import by_phenomenon, learning_curves, over_values, scores_during_training
+from hgrnx.report.experiment_files import BITS, ExperimentRecord, TaskRecord
+from hgrnx.report.experiment_parts import Arm, ArmDifference, Part, Report, Table, measure_name
 from hgrnx.report.summary import count, duration
-from hgrnx.report.svg import Point, Series, dot_chart, line_chart
-from hgrnx.report.task_scores import TITLES
 
-_NAMES = {**TITLES, PAIRS: "minimal pairs", BITS: "bits per byte"}
-_CHANCE = {"blimp", "supplement", "ewok", PAIRS}
 _PAPER_SCALES = {"gpu", "paper"}
-
-
-class ArmDifference(NamedTuple):
-    """One arm's mean score on a measure minus another's: percentage points, or bits per byte."""
-
-    first: str
-    second: str
-    measure: str
-    difference: float
-    interval: tuple[float, float]
-    p: float
-    seeds: tuple[int, int]
-    paradigms: int
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first column is a name, the others are numbers."""
-
-    header: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    names: int = 1
-    """Columns on the left that are names."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart with the names of its colours."""
-
-    title: str
-    svg: str
-    legend: list[tuple[int, str]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A section of the report."""
-
-    title: str
-    text: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    code: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Report:
-    """All of it."""
-
-    name: str
-    title: str
-    question: str
-    status: str
-    missing: list[str]
-    """Runs that are not finished, each with how far it is."""
-    parts: list[Part]
-
-
-class _Arm(NamedTuple):
-    """An arm with its finished runs and its place among the arms, which is its colour."""
-
-    name: str
-    facts: dict[str, Any]
-    runs: list[RunRecord]
-    colour: int
-
-    @property
-    def title(self) -> str:
-        return str(self.facts["title"])
 
 
 def build_report(record: ExperimentRecord, differences: Sequence[ArmDifference]) -> Report:
     """The report of an experiment, finished or on its way."""
     plan = record.plan
-    arms = [_Arm(name, facts, record.of(name), index) for index, (name, facts) in enumerate(plan["arms"].items())]
+    arms = [Arm(name, facts, record.of(name), index) for index, (name, facts) in enumerate(plan["arms"].items())]
     done = sum(run.finished for run in record.runs)
     titles = {arm.name: arm.title for arm in arms}
     missing = [f"{titles[run.arm]}, seed {run.seed}: {run.state}" for run in record.runs if run.state != "finished"]
     parts = [
         _results(record, arms),
         _differences(titles, differences),
-        _curves(arms),
-        _dynamics(arms, record),
-        _varied(arms, record),
-        *_phenomena(arms, record),
+        learning_curves(arms),
+        scores_during_training(arms, record),
+        over_values(arms, record),
+        *by_phenomenon(arms, record),
         _cost(arms),
         _ledger(arms),
         _environment(record),
@@ -120,9 +46,9 @@ def build_report(record: ExperimentRecord, differences: Sequence[ArmDifference])
     )
 
 
-def _results(record: ExperimentRecord, arms: Sequence[_Arm]) -> Part:
+def _results(record: ExperimentRecord, arms: Sequence[Arm]) -> Part:
     tasks = record.tasks()
-    header = ["", *map(_name, tasks), "bits per byte", "parameters", "besides embeddings", "words seen", "runs"]
+    header = ["", *map(measure_name, tasks), "bits per byte", "parameters", "besides embeddings", "words seen", "runs"]
     rows = []
     for arm in arms:
         bits = [run.bits_per_byte for run in arm.runs if run.bits_per_byte is not None]
@@ -160,7 +86,7 @@ def _paper_rows(plan: dict[str, Any], tasks: Sequence[str]) -> Table | None:
     }[plan["paper"]]
     known = [task for task in (tasks or plan["tasks"]) if any(task in row.scores for row in rows)]
     return Table(
-        ["the paper", "text", *map(_name, known)],
+        ["the paper", "text", *map(measure_name, known)],
         [[row.model, row.track, *(f"{row.scores[task]:.2f}" for task in known)] for row in rows],
         "As printed in arXiv 2412.15978: one run each, the best epoch of up to five chosen on these scores. "
         "Ours are the last weights.",
@@ -180,7 +106,7 @@ def _differences(titles: dict[str, str], differences: Sequence[ArmDifference]) -
         rows.append(
             [
                 f"{titles[item.first]} − {titles[item.second]}",
-                _name(item.measure),
+                measure_name(item.measure),
                 _signed(item.difference, digits),
                 interval,
                 _p(item.p),
@@ -199,117 +125,7 @@ def _differences(titles: dict[str, str], differences: Sequence[ArmDifference]) -
     return Part("Differences", tables=[Table(header, rows, note, names=2)])
 
 
-def _curves(arms: Sequence[_Arm]) -> Part | None:
-    series = [Series(arm.title, arm.colour, _band([run.curve for run in arm.runs])) for arm in arms]
-    figure = _lines("Development text", [item for item in series if item.points], "bits per byte")
-    if figure is None:
-        return None
-    return Part("Learning curves", figures=[figure])
-
-
-def _dynamics(arms: Sequence[_Arm], record: ExperimentRecord) -> Part | None:
-    figures = []
-    for task in record.plan["tasks"]:
-        series = []
-        for arm in arms:
-            curves = [[(words, scores[task]) for words, scores in run.points if task in scores] for run in arm.runs]
-            series.append(Series(arm.title, arm.colour, _band(curves)))
-        level = (50.0, "chance") if task in _CHANCE else None
-        figure = _lines(_name(task), [item for item in series if item.points], "accuracy, %", level)
-        if figure is not None:
-            figures.append(figure)
-    if not figures:
-        return None
-    return Part("Scores during training", ["Of the weights kept at the word milestones."], figures=figures)
-
-
-def _varied(arms: Sequence[_Arm], record: ExperimentRecord) -> Part | None:
-    """Scores over the values of a varied key: the temperature, the learning rate."""
-    families: dict[str, list[_Arm]] = {}
-    for arm in arms:
-        if arm.facts["key"] is not None:
-            families.setdefault(arm.facts["family"], []).append(arm)
-    if not families:
-        return None
-    key = next(iter(families.values()))[0].facts["key"].rpartition(".")[2].replace("_", " ")
-
-    def figure(title: str, unit: str, values_of: Callable[[RunRecord], float | None]) -> Figure | None:
-        series = []
-        for colour, members in enumerate(families.values()):
-            points = []
-            for arm in members:
-                values = [value for run in arm.runs if (value := values_of(run)) is not None]
-                if values:
-                    points.append(_point(float(arm.facts["value"]), values))
-            name = members[0].title.partition(f", {key}")[0]
-            if points:
-                series.append(Series(name, colour, points))
-        return _lines(title, series, unit, x_label=key, log_x=True)
-
-    figures = [figure("Development text", "bits per byte", lambda run: run.bits_per_byte)]
-    for task in record.tasks():
-        figures.append(figure(_name(task), "accuracy, %", lambda run, task=task: _overall(run, task)))  # type: ignore[misc]
-    rows = []
-    for members in families.values():
-        known = [
-            (statistics.fmean(bits), arm)
-            for arm in members
-            if (bits := [run.bits_per_byte for run in arm.runs if run.bits_per_byte is not None])
-        ]
-        if known:
-            best = min(known, key=lambda pair: pair[0])
-            edge = (
-                best[1].facts["value"] in (members[0].facts["value"], members[-1].facts["value"]) and len(members) > 1
-            )
-            title = best[1].title.partition(f", {key}")[0]
-            rows.append([title, f"{best[1].facts['value']:g}" + (" (at the edge)" if edge else ""), f"{best[0]:.4f}"])
-    tables = [Table(["", f"best {key}", "bits per byte"], rows, "The best of the values tried, on development text.")]
-    return Part(key.capitalize(), tables=tables if rows else [], figures=[item for item in figures if item is not None])
-
-
-def _phenomena(arms: Sequence[_Arm], record: ExperimentRecord) -> list[Part]:
-    parts = []
-    for task in record.tasks():
-        scored = [(arm, [run.tasks[task] for run in arm.runs if task in run.tasks]) for arm in arms]
-        scored = [(arm, tasks) for arm, tasks in scored if tasks]
-        groups = sorted({group for _, tasks in scored for found in tasks for group in found.groups})
-        if len(groups) < 2:
-            continue
-        rows = [[group.replace("_", " "), *(_group(tasks, group) for _, tasks in scored)] for group in groups]
-        figures = []
-        if len(scored) <= 7:
-            series = [
-                Series(
-                    arm.title,
-                    arm.colour,
-                    [
-                        _row_point(number, [found.groups[group] for found in tasks if group in found.groups])
-                        for number, group in enumerate(groups)
-                        if any(group in found.groups for found in tasks)
-                    ],
-                )
-                for arm, tasks in scored
-            ]
-            chart = dot_chart(
-                [group.replace("_", " ") for group in groups],
-                series,
-                "accuracy, %",
-                level=50 if task in _CHANCE else None,
-            )
-            legend = [(arm.colour, arm.title) for arm, _ in scored]
-            figures.append(Figure(_name(task), chart, legend, "Means over seeds; bars are ± one standard error."))
-        note = "In percent, ± standard error: over seeds where there are several, else over items."
-        parts.append(
-            Part(
-                f"{_name(task)} by phenomenon",
-                tables=[Table(["", *(arm.title for arm, _ in scored)], rows, note)],
-                figures=figures,
-            )
-        )
-    return parts
-
-
-def _cost(arms: Sequence[_Arm]) -> Part:
+def _cost(arms: Sequence[Arm]) -> Part:
     rows = []
     for arm in arms:
         flops, results = arm.facts["flops"], [run.result for run in arm.runs]
@@ -339,7 +155,7 @@ def _cost(arms: Sequence[_Arm]) -> Part:
     return Part("Cost", text, [Table(header, rows, note)])
 
 
-def _ledger(arms: Sequence[_Arm]) -> Part | None:
+def _ledger(arms: Sequence[Arm]) -> Part | None:
     rows = []
     for arm in arms:
         for run in arm.runs[:1]:
@@ -393,59 +209,6 @@ def _again(record: ExperimentRecord) -> Part:
     )
 
 
-def _lines(
-    title: str,
-    series: Sequence[Series],
-    y_label: str,
-    level: tuple[float, str] | None = None,
-    *,
-    x_label: str = "words seen, millions",
-    log_x: bool = False,
-) -> Figure | None:
-    if not series:
-        return None
-    chart = line_chart(series, x_label, y_label, log_x=log_x, level=level)
-    note = (
-        "Means over seeds, with the lowest and the highest as a band."
-        if any(point.low is not None for item in series for point in item.points)
-        else ""
-    )
-    return Figure(title, chart, [(item.colour, item.label) for item in series], note)
-
-
-def _band(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Point]:
-    """The mean of curves of the same length at millions of words, between the lowest and the highest."""
-    curves = [curve for curve in curves if curve]
-    return [
-        _point(statistics.fmean(words for words, _ in column) / 1e6, [value for _, value in column])
-        for column in zip(*curves)
-    ]
-
-
-def _point(x: float, values: Sequence[float]) -> Point:
-    several = len(values) > 1
-    return Point(x, statistics.fmean(values), min(values) if several else None, max(values) if several else None)
-
-
-def _row_point(row: int, shares: Sequence[Any]) -> Point:
-    mean, error = _mean_error(shares)
-    return Point(mean, row, mean - error, mean + error)
-
-
-def _mean_error(shares: Sequence[Any]) -> tuple[float, float]:
-    scores = [share.score for share in shares]
-    error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else shares[0].stderr
-    return statistics.fmean(scores), error
-
-
-def _overall(run: RunRecord, task: str) -> float | None:
-    return run.tasks[task].overall.score if task in run.tasks else None
-
-
-def _name(measure: str) -> str:
-    return _NAMES.get(measure, measure)
-
-
 def _mean(values: Sequence[float], digits: int) -> str:
     if not values:
         return "–"
@@ -459,14 +222,6 @@ def _score(tasks: Sequence[TaskRecord]) -> str:
     return (
         f"{_mean([task.overall.score for task in tasks], 1)} ({statistics.fmean(t.overall.stderr for t in tasks):.1f})"
     )
-
-
-def _group(tasks: Sequence[TaskRecord], group: str) -> str:
-    shares = [task.groups[group] for task in tasks if group in task.groups]
-    if not shares:
-        return "–"
-    mean, error = _mean_error(shares)
-    return f"{mean:.1f} ± {error:.1f}"
 
 
 def _signed(value: float, digits: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from hgrnx.report.experiment import Report, Table
+from hgrnx.report.experiment_parts import Report, Table
 from hgrnx.report.svg import swatch
 
 

@@ -16,20 +16,18 @@ import torch
 from eval_data import write_eval_data
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from small_model import write_model
 from typer.testing import CliRunner
 
 from hgrnx.cli import app
-from hgrnx.config import GlueConfig, HGRN2Config
+from hgrnx.config import GlueConfig
 from hgrnx.data.benchmark_names import SUBTASKS
-from hgrnx.data.tokenizer import save_tokenizer, train_tokenizer
 from hgrnx.errors import UserError
 from hgrnx.evaluation import results
 from hgrnx.evaluation.predictions import read_predictions, score_predictions
 from hgrnx.evaluation.scorer import Scorer
 from hgrnx.launch.evaluate_tasks import evaluate_tasks
 from hgrnx.launch.task_request import TaskRequest
-from hgrnx.models import build_model
-from hgrnx.models.folders import save_folder
 from hgrnx.paths import Places, resolve_places
 from hgrnx.runs import evaluation_folder
 
@@ -44,15 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A Hugging Face folder of a small model that is far from uniform."""
-    text = "the dog sees a cat. dogs run and the big cats see.\n" * 50
-    save_tokenizer(train_tokenizer([text], 300), tmp_path / "tokenizer")
-    model = build_model(HGRN2Config(hidden_size=32, num_hidden_layers=2, expand_ratio=16), 300, seed=0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)
-    save_folder(model, tmp_path / "model", tmp_path / "tokenizer")
-    return tmp_path / "model"
+    return write_model(tmp_path)
 
 
 @pytest.fixture

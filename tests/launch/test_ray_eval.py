@@ -13,20 +13,17 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from eval_data import write_eval_data
 from rich.console import Console
+from small_model import write_model
 
-from hgrnx.config import GlueConfig, HGRN2Config
-from hgrnx.data.tokenizer import save_tokenizer, train_tokenizer
+from hgrnx.config import GlueConfig
 from hgrnx.errors import UserError
 from hgrnx.evaluation import shares
 from hgrnx.evaluation.shares import Share
 from hgrnx.launch import ray_eval
 from hgrnx.launch.evaluate_tasks import evaluate_tasks
 from hgrnx.launch.task_request import TaskRequest
-from hgrnx.models import build_model
-from hgrnx.models.folders import save_folder
 from hgrnx.paths import resolve_places
 from hgrnx.runs import evaluation_folder
 
@@ -42,15 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("model")
-    text = "the dog sees a cat. dogs run and the big cats see.\n" * 50
-    save_tokenizer(train_tokenizer([text], 300), place / "tokenizer")
-    model = build_model(HGRN2Config(hidden_size=32, num_hidden_layers=2, expand_ratio=16), 300, seed=0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)
-    save_folder(model, place / "model", place / "tokenizer")
-    return place / "model"
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)

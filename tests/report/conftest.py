@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hgrnx.config import DataConfig, EvaluationConfig, Recipe, to_yaml
+from hgrnx.report import dynamics, plots
 
 GROUPS = {
     "anaphor_gender_agreement": "anaphor_agreement",
@@ -143,3 +144,18 @@ def tied_run(tmp_path: Path) -> Path:
 def other_data_run(tmp_path: Path) -> Path:
     """A run on other text, scored on other pairs with the same phenomena."""
     return make_run(tmp_path / "other", dict.fromkeys(GROUPS, 0.7), data_hash="d2", minimal_pairs="/benchmarks/blimp")
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were saved."""
+    kept: list[Any] = []
+    save = plots.save_figure
+
+    def keep(figure: Any, out: Path) -> None:
+        kept.append(figure)
+        save(figure, out)
+
+    for module in (plots, dynamics):
+        monkeypatch.setattr(module, "save_figure", keep)
+    return kept

@@ -9,22 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hgrnx.report import dynamics
 from hgrnx.report.dynamics import plot_dynamics
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that were saved."""
-    kept: list[Any] = []
-    save = dynamics.save_figure
-
-    def keep(figure: Any, out: Path) -> None:
-        kept.append(figure)
-        save(figure, out)
-
-    monkeypatch.setattr(dynamics, "save_figure", keep)
-    return kept
 
 
 def write_run(folder: Path, tasks: dict[str, float], points: int = 5, shift: float = 0.0) -> Path:

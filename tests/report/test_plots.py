@@ -9,22 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hgrnx.report import plots
 from hgrnx.report.plots import plot_curves, plot_phenomena, smoothed
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that were saved."""
-    kept: list[Any] = []
-    save = plots.save_figure
-
-    def keep(figure: Any, out: Path) -> None:
-        kept.append(figure)
-        save(figure, out)
-
-    monkeypatch.setattr(plots, "save_figure", keep)
-    return kept
 
 
 def size(path: Path) -> tuple[int, int]:
