@@ -423,4 +423,4 @@ class Search:
     def _cost(self, trials: list[Trial]) -> Cost:
         words = int(0.98 * self._trial_words())  # another batch size ends a little earlier
         teacher, signal, live = (self.facts.get(f"{name}_seconds") for name in ("teacher", "signal", "live"))
-        return measure_cost(trials, words, teacher or 0.0, signal or 0.0, live)
+        return measure_cost(trials, words, self.facts.elapsed("hours"), teacher or 0.0, signal or 0.0, live)

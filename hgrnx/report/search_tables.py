@@ -76,7 +76,8 @@ def print_findings(
         console.print(f"\n{_importance_title(rows, early)}")
         width = max(len(key) for key in shares)
         for key, share in shares.items():
-            console.print(f"  {key:{width}} {100 * share:4.0f}%  {'█' * round(24 * share)}", highlight=False)
+            bar = "█" * round(24 * share)
+            console.print(f"  {key:{width}} {100 * share:4.0f}%  {bar}{_among(key, space)}", highlight=False)
 
 
 def search_markdown(
@@ -92,7 +93,7 @@ def search_markdown(
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row, space)) + " |" for row in rows]
     if shares:
         lines += ["", _importance_title(rows, early), ""]
-        lines += [f"- {key}: {100 * share:.0f}%" for key, share in shares.items()]
+        lines += [f"- {key}: {100 * share:.0f}%{_among(key, space)}" for key, share in shares.items()]
     return "\n".join([*lines, "", cost, ""])
 
 
@@ -106,6 +107,11 @@ def _importance_title(rows: Sequence[Mapping[str, Any]], early: Comparable | Non
     if early is not None and any(row["status"] == "stopped" for row in rows):
         when = f"of the score after {early.words:,} words, which {len(early.scores)} trials reached"
     return f"Importance (share of the variance {when}; few trials make it rough):"
+
+
+def _among(key: str, space: SpaceConfig) -> str:
+    """That a conditional parameter is judged among the trials that have it, so that the shares do not sum to 1."""
+    return " (among the trials that have it)" if space.parameters[key].when else ""
 
 
 def _columns(space: SpaceConfig) -> list[str]:

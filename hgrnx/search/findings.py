@@ -109,12 +109,12 @@ def importances(plan: SearchPlan, trials: Sequence[Trial]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall-clock seconds of a search against as many full trainings."""
+    """Wall-clock seconds of a search against as many full trainings on the same machines, one after the other."""
 
     trials: int
     """Trials that gave a score here, finished or stopped early; what the others took is counted all the same."""
     trial_seconds: float
-    """Of all trials together, those that run at once counted one by one."""
+    """From the first trial's start to the last one's end; several may run at once."""
     teacher_seconds: float
     """Of training the teacher."""
     signal_seconds: float
@@ -152,30 +152,38 @@ class Cost:
 def measure_cost(
     trials: Sequence[Trial],
     full_words: int,
+    trial_seconds: float,
     teacher_seconds: float,
     signal_seconds: float,
     live_seconds: float | None,
 ) -> Cost:
     """The cost of a search from its trials.
 
+    A trial that ran beside others held its share of the machines: its seconds are divided by how many trials ran at
+    once, in the mean over the search.
+
     Args:
         full_words: words of a full training.
-        live_seconds: of all steps of a full training with the teacher beside the student, extrapolated from some that
-            were measured; None where the trials ran the teacher themselves, so that one of them, run to the end, is a
-            full training.
+        trial_seconds: from the first trial's start to the last one's end.
+        live_seconds: of all steps of a full training with the teacher beside the student, alone on the machines,
+            extrapolated from some that were measured; None where the trials ran the teacher themselves, so that one
+            of them, run to the end, is a full training.
     """
     counted = [trial for trial in trials if trial.status != "running" and not trial.reused]
     whole = [trial for trial in counted if trial.status == "finished" and trial.words >= full_words]
-    full = sum(trial.seconds for trial in whole) / len(whole) if whole else None
+    at_once = max(1.0, sum(trial.seconds for trial in counted) / trial_seconds) if trial_seconds else 1.0
+    full = sum(trial.seconds for trial in whole) / len(whole) / at_once if whole else None
     numbers = ", ".join(str(trial.number) for trial in whole)
     measured = f"the mean of trial{'s' if len(whole) > 1 else ''} {numbers}"
     if full is not None and live_seconds is not None:
         # The start of the workers and the evaluations are those of the trials; the steps are not.
-        full += live_seconds - sum(trial.values["seconds"] for trial in whole) / len(whole)
+        full += live_seconds - sum(trial.values["seconds"] for trial in whole) / len(whole) / at_once
         measured = f"extrapolated from some of its steps, the rest as in {measured}"
+    if at_once >= 1.05:
+        measured += f"; {at_once:.1f} trials ran at once"
     return Cost(
         sum(trial.status != "failed" for trial in counted),
-        sum(trial.seconds for trial in counted),
+        trial_seconds,
         teacher_seconds,
         signal_seconds,
         full,
