@@ -126,6 +126,18 @@ def test_trials_are_the_recipe_with_their_values(tmp_path: Path) -> None:
     assert recipe.training.duration == "1000 words" and recipe.evaluation.pairs_per_file == 3
 
 
+def test_trials_may_be_launched_otherwise_than_their_teacher(tmp_path: Path) -> None:
+    text = SPACE + "trials: {launch.num_workers: 1, launch.engine: torch}\n"
+    plan = plan_of(tmp_path, text, "launch.engine=deepspeed")  # the command line has the last word
+    assert plan.recipe.launch.num_workers == 2
+    launch = plan.trial_recipe({}).launch
+    assert (launch.num_workers, launch.engine) == (1, "deepspeed")
+    other = plan_search(load_space(str(tmp_path / "space.yaml")), recipe="strict-small-cpu")
+    assert other.trial_recipe({}).launch == other.recipe.launch
+    with pytest.raises(UserError, match="trials: training.seq_len is no key of the recipe's launch"):
+        plan_of(tmp_path, SPACE + "trials: {training.seq_len: 1}\n")
+
+
 def test_a_space_survives_the_way_to_yaml_and_back(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, SPACE)
     (tmp_path / "copy.yaml").write_text(space_yaml(plan.space), encoding="utf-8")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +18,17 @@ from hgrnx.bench.data import DataBench
 from hgrnx.bench.distill import distill_cases
 from hgrnx.bench.eval import cases as cases_of
 from hgrnx.bench.eval import compare, read_questions, small_model, verdicts, ways
+from hgrnx.bench.launch import STEPS, rows_of, sentences, time_ways
 from hgrnx.bench.measure import Case, Measurement, measure
 from hgrnx.bench.model import SIZES, model_cases
 from hgrnx.bench.op import op_cases
+from hgrnx.config import Recipe
+from hgrnx.data.dataset import PreparedDataset
 from hgrnx.errors import UserError
 from hgrnx.evaluation.scoring import Precision
+from hgrnx.launch.cluster import connected
 from hgrnx.ops.cpu import guard_bf16_products, keep_freed_memory
+from hgrnx.paths import Places
 from hgrnx.report.bench import print_bench, save_bench
 from hgrnx.runs import OpenedModel
 from hgrnx.tracking.environment import describe_environment
@@ -114,6 +120,18 @@ class Bench:
                 notes += verdicts(questions, part)
         return self._save("eval", f"eval, {self.where}", rows, notes)
 
+    def launch(self, recipe: Recipe, dataset: PreparedDataset, places: Places, steps: int = STEPS) -> Path:
+        """The steps of a training in a plain process, on Ray with DeepSpeed, and with checkpoints."""
+        threads, rounds = torch.get_num_threads(), self.rounds or 3
+        own = replace(places, home=self.folder, runs=self.folder)
+        with connected(own, dashboard=True), self._progress() as on_progress:
+            seconds = time_ways(recipe, dataset, own, threads, rounds, steps, on_progress)
+        training = recipe.training
+        rows = rows_of(seconds, training.batch_size * training.seq_len)
+        title = f"launch, steps of {training.batch_size} x {training.seq_len} tokens of {recipe.name}, {self.where}"
+        print_bench(title, rows, self.console)
+        return self._save("launch", title, rows, sentences(seconds))
+
     def _steps(self, kind: str, shape: str, cases: list[Case]) -> Path:
         title = f"{kind}, {shape}, forward and backward, {self.where}"
         rows = [measurement.row() for measurement in self._measure(cases, rounds=self.rounds or 7, warmup=2)]
@@ -121,6 +139,12 @@ class Bench:
         return self._save(kind, title, rows, [])
 
     def _measure(self, cases: list[Case], *, rounds: int, warmup: int) -> list[Measurement]:
+        with self._progress() as on_progress:
+            return measure(cases, rounds=rounds, warmup=warmup, device=self.device, on_progress=on_progress)
+
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[int, int], None]]:
+        """A bar, and what to call with what is done and what there is in all."""
         with Progress(
             TextColumn("measuring"),
             BarColumn(bar_width=24),
@@ -131,13 +155,7 @@ class Bench:
             transient=True,
         ) as progress:
             task = progress.add_task("measuring", total=None)
-            return measure(
-                cases,
-                rounds=rounds,
-                warmup=warmup,
-                device=self.device,
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+            yield lambda done, total: progress.update(task, completed=done, total=total)
 
     def _save(self, kind: str, title: str, rows: list[dict[str, Any]], notes: list[str]) -> Path:
         for note in notes:

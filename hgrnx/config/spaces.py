@@ -213,6 +213,9 @@ class SpaceConfig(Section):
     """The recipe that it starts from: a shipped one, or a YAML file."""
     fixed: dict[str, Any] = Field(default_factory=dict)
     """Values of the recipe, by dotted key, that hold for every trial."""
+    trials: dict[str, Any] = Field(default_factory=dict)
+    """Values of the recipe's ``launch`` section that trials have instead, so that several run at once; the teacher
+    keeps the recipe's. They hold for the space's own recipe only."""
     parameters: dict[str, Parameter] = Field(min_length=1)
     """What is searched, by dotted key of the recipe."""
     objectives: tuple[Objective, ...] = Field(default=(Objective(),), min_length=1)
@@ -231,6 +234,13 @@ class SpaceConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Fixes what the search proposes. Every trial has the recipe's own seed."""
 
+    @model_validator(mode="after")
+    def _trials_change_only_launch(self) -> SpaceConfig:
+        for key in self.trials:
+            if not key.startswith("launch."):
+                raise ValueError(f"trials: {key} is no key of the recipe's launch section; give it under fixed")
+        return self
+
 
 @dataclass(frozen=True)
 class SearchPlan:
@@ -245,7 +255,7 @@ class SearchPlan:
 
     def trial_recipe(self, parameters: Mapping[str, Any]) -> AnyRecipe:
         """The recipe of a trial. Raises :class:`UserError` where the values do not go together."""
-        return recipe_with(self.recipe, parameters, "recipe of the trial")
+        return recipe_with(self.recipe, {**self.space.trials, **parameters}, "recipe of the trial")
 
     def own_values(self) -> dict[str, Value] | None:
         """The recipe's own values of the parameters that take part; None where one lies outside of the space."""
@@ -329,7 +339,8 @@ def plan_search(
             parameters[key] = parameter
     if not parameters:
         raise UserError(f"Nothing is left to search: {'; '.join(left_out)}.")
-    searched = space.model_copy(update={"parameters": parameters, "fixed": {}, "words": None})
+    trials = {key: value for key, value in space.trials.items() if recipe is None and key not in given}
+    searched = space.model_copy(update={"parameters": parameters, "fixed": {}, "words": None, "trials": trials})
     plan = SearchPlan(base, searched, tuple(left_out))
     problems = _problems(plan)
     if problems:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
@@ -244,7 +245,7 @@ class HalvingScheduler(AsyncHyperBandScheduler):
 
 def _drive(job: TrialJob, judge: Any) -> dict[str, Any]:
     """In an actor of Tune: start the Train run, report its evaluations, bring the decisions back."""
-    board = TrialBoard.remote()
+    board = _cleared_board()
     ended: dict[str, Any] = {}
     thread = threading.Thread(target=_train, args=(job, board, ended), daemon=True)
     thread.start()
@@ -260,6 +261,22 @@ def _drive(job: TrialJob, judge: Any) -> dict[str, Any]:
         if not running:
             return ended
         thread.join(_POLL_S)
+
+
+_board: Any = None
+"""Of the trials of this driver, one after the other."""
+
+
+def _cleared_board() -> Any:
+    global _board
+    try:
+        if _board is not None:
+            ray.get(_board.clear.remote())
+            return _board
+    except RayError:
+        pass  # it was lost with its node
+    _board = TrialBoard.remote()
+    return _board
 
 
 def _train(job: TrialJob, board: Any, ended: dict[str, Any]) -> None:

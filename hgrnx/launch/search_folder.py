@@ -85,7 +85,7 @@ class Facts:
 def search_digest(plan: SearchPlan, dataset: PreparedDataset) -> str:
     """What makes a search the same one: all but its budget, and where it is computed."""
     recipe = plan.recipe.model_dump(mode="json", exclude={"launch"})
-    space = plan.space.model_dump(mode="json", exclude={"budget", "fixed", "recipe", "words"})
+    space = plan.space.model_dump(mode="json", exclude={"budget", "fixed", "recipe", "trials", "words"})
     del recipe["data"]["source"], recipe["data"]["tokenizer"]
     content = json.dumps([recipe, space, dataset.hash], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:8]

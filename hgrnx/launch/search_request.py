@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def last_plan(places: Places) -> SearchPlan:
     if not folders:
         raise UserError(f"There is no search in {places.runs} to go on with. Start one: hgrnx tune --track demo")
     folder = max(folders, key=lambda folder: (folder / SPACE).stat().st_mtime)
-    return plan_search(load_space(str(folder / SPACE)), recipe=str(folder / RECIPE))
+    space = load_space(str(folder / SPACE))
+    plan = plan_search(space.model_copy(update={"recipe": str(folder / RECIPE)}))
+    return replace(plan, space=plan.space.model_copy(update={"recipe": space.recipe}))
 
 
 def _objective(text: str) -> dict[str, str]:

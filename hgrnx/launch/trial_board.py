@@ -21,6 +21,10 @@ class _TrialBoard(BoardBase):
     """A board that also holds a trial's evaluations, each once, and what was decided after them."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """For the next trial: a process of its own for each would cost seconds."""
         super().__init__()
         self.scores: list[dict[str, float]] = []
         self.decided = 0

@@ -24,7 +24,7 @@ from hgrnx.errors import UserError
 from hgrnx.launch.capacity import trials_at_once
 from hgrnx.launch.cluster import check_resources, connected
 from hgrnx.launch.jobs import check_writable, job_stages, run_stage
-from hgrnx.launch.live_teacher import measure_live
+from hgrnx.launch.probe import live_ratio
 from hgrnx.launch.ray_tune import END, Halving, TrialJob, run_trials
 from hgrnx.launch.search_display import shown_search
 from hgrnx.launch.search_findings import write_findings
@@ -124,6 +124,7 @@ class Search:
     def run(self) -> SearchResult:
         """Teacher, trials, findings."""
         check_resources(self.base.launch)
+        check_resources(self.plan_recipe({}).launch)
         self.resources = dict(ray.cluster_resources())
         self.parent = self.tracking.start(self.folder, self.folder.name, flatten(self.plan.recipe), self.dataset)
         finished = False
@@ -149,7 +150,7 @@ class Search:
         """The next trial to run; None when the machine is full, END when the search is over."""
         if self.problem is not None:
             return END
-        if len(self.begun) >= trials_at_once(self.base.launch, self.resources, self.memory_mb):
+        if len(self.begun) >= trials_at_once(self.plan_recipe({}).launch, self.resources, self.memory_mb):
             return None
         while self.to_continue:
             job = self._begin(self.to_continue.pop(0), continued=True)
@@ -246,13 +247,14 @@ class Search:
         self.base = self.base.model_copy(update={"teacher": None, "distill": distill})
 
     def _prepare_signal(self) -> None:
-        """Store what the teacher says once, if the recipe asks for it, and measure a step with the teacher itself."""
+        """Store what the teacher says once, if the recipe asks for it; measure what a step beside the teacher takes."""
         recipe = self._single(self.base)
         with self.facts.clock("signal_seconds"):
             stored = ensure_signal(recipe, self.dataset, self.places, self.console)
-        if stored is not None and self.facts.get("live_seconds") is None:
+        if stored is not None and self.facts.get("live_ratio") is None:
             run_dir = self.places.run_dir(f"{self.folder.name}-live")
-            self.facts.set("live_seconds", measure_live(recipe, self.dataset, run_dir, self.places))
+            trial = self._single(self.plan_recipe({}))
+            self.facts.set("live_ratio", live_ratio(trial, self.dataset, run_dir, self.places))
 
     def _announce(self) -> None:
         known = self.record.counts()
@@ -422,5 +424,5 @@ class Search:
 
     def _cost(self, trials: list[Trial]) -> Cost:
         words = int(0.98 * self._trial_words())  # another batch size ends a little earlier
-        teacher, signal, live = (self.facts.get(f"{name}_seconds") for name in ("teacher", "signal", "live"))
-        return measure_cost(trials, words, self.facts.elapsed("hours"), teacher or 0.0, signal or 0.0, live)
+        teacher, signal = (self.facts.get(f"{name}_seconds") or 0.0 for name in ("teacher", "signal"))
+        return measure_cost(trials, words, self.facts.elapsed("hours"), teacher, signal, self.facts.get("live_ratio"))

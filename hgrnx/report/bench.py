@@ -31,7 +31,7 @@ def print_bench(title: str, rows: Sequence[Row], console: Console) -> None:
             row["name"],
             f"{1e3 * row['seconds']:,.1f}",
             f"{row['spread']:.0%}",
-            f"{1e3 * row['cpu_seconds']:,.1f}",
+            "" if row["cpu_seconds"] is None else f"{1e3 * row['cpu_seconds']:,.1f}",
             f"{row['seconds'] / first:.2f}x",
             _cell(row["tokens_per_second"], "{:,.0f}"),
             _cell(row["memory_mb"], "{:,.0f}"),

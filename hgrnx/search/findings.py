@@ -155,7 +155,7 @@ def measure_cost(
     trial_seconds: float,
     teacher_seconds: float,
     signal_seconds: float,
-    live_seconds: float | None,
+    live_ratio: float | None,
 ) -> Cost:
     """The cost of a search from its trials.
 
@@ -165,20 +165,22 @@ def measure_cost(
     Args:
         full_words: words of a full training.
         trial_seconds: from the first trial's start to the last one's end.
-        live_seconds: of all steps of a full training with the teacher beside the student, alone on the machines,
-            extrapolated from some that were measured; None where the trials ran the teacher themselves, so that one
-            of them, run to the end, is a full training.
+        live_ratio: how much longer a step is with the teacher beside the student than with its stored signal, which
+            the trials read; None where the trials ran the teacher themselves, so that one of them, run to the end,
+            is a full training.
     """
     counted = [trial for trial in trials if trial.status != "running" and not trial.reused]
     whole = [trial for trial in counted if trial.status == "finished" and trial.words >= full_words]
     at_once = max(1.0, sum(trial.seconds for trial in counted) / trial_seconds) if trial_seconds else 1.0
-    full = sum(trial.seconds for trial in whole) / len(whole) / at_once if whole else None
     numbers = ", ".join(str(trial.number) for trial in whole)
     measured = f"the mean of trial{'s' if len(whole) > 1 else ''} {numbers}"
-    if full is not None and live_seconds is not None:
+    full = None
+    if whole:
         # The start of the workers and the evaluations are those of the trials; the steps are not.
-        full += live_seconds - sum(trial.values["seconds"] for trial in whole) / len(whole) / at_once
-        measured = f"extrapolated from some of its steps, the rest as in {measured}"
+        beside = [((live_ratio or 1.0) - 1.0) * trial.values["seconds"] for trial in whole]
+        full = (sum(trial.seconds for trial in whole) + sum(beside)) / len(whole) / at_once
+        if live_ratio is not None:
+            measured += f" with steps {live_ratio:.2f} times as long, as measured"
     if at_once >= 1.05:
         measured += f"; {at_once:.1f} trials ran at once"
     return Cost(

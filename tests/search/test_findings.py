@@ -86,7 +86,7 @@ def test_the_cost_counts_everything_against_full_trainings() -> None:
         Trial(8, "x", {}, "failed", "NaN", seconds=5.0),
         finished(9, {RATE: 1e-3, WEIGHT: 0.5}, reused=True),  # cost nothing here
     ]
-    cost = measure_cost(trials, 4000, 177.0, teacher_seconds=30.0, signal_seconds=8.0, live_seconds=None)
+    cost = measure_cost(trials, 4000, 177.0, teacher_seconds=30.0, signal_seconds=8.0, live_ratio=None)
     assert cost.trials == 8 and cost.full_seconds == 50.0
     assert cost.spent == 40 + 60 + 6 * 12 + 5 + 30 + 8
     assert cost.share == pytest.approx(215 / (8 * 50))
@@ -94,9 +94,9 @@ def test_the_cost_counts_everything_against_full_trainings() -> None:
     unknown = measure_cost(trials, 5000, 177.0, 30.0, 0.0, None)
     assert unknown.share is None and "no full training was measured" in unknown.sentence()
     # From stored signals: of the 50 s, 30 were steps; beside the teacher these would have been 45.
-    stored = measure_cost(trials, 4000, 177.0, 30.0, 8.0, 45.0)
-    assert stored.full_seconds == 65.0 and "extrapolated" in stored.sentence()
-    # Two at a time: alone on the machine, a trial would have taken half as long.
-    pairs = measure_cost(trials, 4000, 177 / 2, 30.0, 8.0, 45.0)
-    assert pairs.full_seconds == 25.0 - 15.0 + 45.0 and "2.0 trials ran at once" in pairs.sentence()
-    assert pairs.share == pytest.approx((177 / 2 + 38) / (8 * 55))
+    stored = measure_cost(trials, 4000, 177.0, 30.0, 8.0, 1.5)
+    assert stored.full_seconds == 65.0 and "steps 1.50 times as long" in stored.sentence()
+    # Two at a time: one after the other, each alone would have taken half as long.
+    pairs = measure_cost(trials, 4000, 177 / 2, 30.0, 8.0, 1.5)
+    assert pairs.full_seconds == 32.5 and "2.0 trials ran at once" in pairs.sentence()
+    assert pairs.share == pytest.approx((177 / 2 + 38) / (8 * 32.5))

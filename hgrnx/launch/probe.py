@@ -1,0 +1,70 @@
+"""The first steps of a run on Ray, to measure them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray
+
+from hgrnx.config import Recipe
+from hgrnx.data.dataset import PreparedDataset
+from hgrnx.data.loader import TrainLoader
+from hgrnx.launch.ray_train import train_on_ray
+from hgrnx.launch.trial_board import TrialBoard
+from hgrnx.paths import Places
+from hgrnx.tracking.tracker import read_metrics
+
+_STEPS = 12
+
+
+def cut_short(recipe: Recipe, steps: int) -> Recipe:
+    """``recipe`` with a line of metrics for every step and a glance at development text after ``steps`` steps.
+
+    It stops there where whoever is asked after an evaluation says so; the learning rates are those of the whole run.
+    """
+    evaluation = {"every": f"{steps} steps", "dev_documents": 1, "pairs_per_file": 1, "tasks": ()}
+    return recipe.model_copy(
+        update={
+            "training": recipe.training.model_copy(update={"log_every": 1}),
+            "evaluation": recipe.evaluation.model_copy(update=evaluation),
+        }
+    )
+
+
+def first_steps(
+    recipe: Recipe, dataset: PreparedDataset, run_dir: Path, places: Places, steps: int, title: str
+) -> list[dict[str, Any]]:
+    """Train ``recipe`` for ``steps`` steps on the connected cluster; the lines of its metrics, one a step.
+
+    Args:
+        run_dir: a folder in the place of runs, where teachers are found by name; removed before and after.
+    """
+    shutil.rmtree(run_dir, ignore_errors=True)
+    board = TrialBoard.remote()
+    ray.get(board.decide.remote(1, True))  # to stop after the first evaluation
+    train_on_ray(cut_short(recipe, steps), dataset, run_dir, places, title=title, mlflow_run=None, trial_board=board)
+    records = [record for record in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in record]
+    shutil.rmtree(run_dir, ignore_errors=True)
+    return records
+
+
+def live_ratio(recipe: Recipe, dataset: PreparedDataset, run_dir: Path, places: Places) -> float:
+    """How much longer a step of ``recipe`` is with its teacher beside it than with the teacher's stored signal.
+
+    The medians of 12 steps each, one run after the other.
+
+    Args:
+        run_dir: as in :func:`first_steps`.
+    """
+    assert recipe.distill is not None
+    loader = TrainLoader(dataset, recipe.training.seq_len, recipe.training.batch_size, recipe.seed)
+    steps = min(_STEPS, max(1, loader.steps_for(recipe.training.duration) - 1))
+    live = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"top_k": None})})
+    beside, stored = (
+        median(record["train/step_seconds"] for record in first_steps(way, dataset, run_dir, places, steps, "teacher"))
+        for way in (live, recipe)
+    )
+    return beside / stored
