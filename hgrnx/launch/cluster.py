@@ -41,6 +41,8 @@ def connected(places: Places, *, dashboard: bool = False) -> Iterator[None]:
         # Ray Train asks there whether the driver of a run lives. Without this it asks the cluster that somebody, or a
         # dead process, left on this machine: it waits for it for 40 seconds, or takes the driver for dead.
         variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{options['dashboard_port']}"
+        # A run has more processes than a laptop has cores, most of them idle; Ray would warn of them again and again.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     ray.init(
         address=address,
         **options,

@@ -28,6 +28,7 @@ from hgrnx.launch.workers import ListeningTorchConfig, Reporter, place_of, signa
 from hgrnx.paths import Places, resolve_places
 
 _HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+_PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _MOST_NOTICES = 10
 """How often workers may be told to leave before the run gives up, where ``launch.max_failures`` is less."""
 
@@ -98,7 +99,7 @@ def train_on_ray(
         nullcontext() if trial_board is not None else shown(title, board),
         scorer.watching(beside),
         _told_of_sigterm(board) as told,
-        _given_up_after(launch.collective_timeout_s),
+        _settings(launch.collective_timeout_s),
     ):
         for _ in range(1 + max(launch.max_failures, _MOST_NOTICES)):
             shutil.rmtree(ray_folder, ignore_errors=True)
@@ -162,18 +163,20 @@ def _told_of_sigterm(board: Any) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _given_up_after(seconds: float) -> Iterator[None]:
-    """Let Ray Train replace a worker that does not answer for ``seconds``, as a collective operation does.
+def _settings(patience_s: float) -> Iterator[None]:
+    """Settings of Ray Train, which it reads from the driver's environment; what the user has set there stays.
 
-    A single worker takes part in none. Ray reads this from the driver's environment only.
+    A worker that does not answer for ``patience_s`` is replaced, as by a collective operation; a single worker takes
+    part in none. Nothing here listens to Ray's watcher of preemptions, a process of its own: workers hear SIGTERM.
     """
-    before = os.environ.get(_HEALTH_TIMEOUT)
-    os.environ.setdefault(_HEALTH_TIMEOUT, str(max(1, round(seconds))))
+    wanted = {_HEALTH_TIMEOUT: str(max(1, round(patience_s))), _PREEMPTION_WATCHER: "0"}
+    added = wanted.keys() - os.environ.keys()
+    os.environ.update({name: wanted[name] for name in added})
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(_HEALTH_TIMEOUT, None)
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _last_lines(error: Exception) -> str:
