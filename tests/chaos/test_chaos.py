@@ -31,13 +31,13 @@ training:
   {{duration: {steps} steps, batch_size: 12, seq_len: 32, precision: fp32, checkpoint_every: 5 steps, log_every: 2,
    learning_rate: 5e-3}}
 evaluation: {{every: 25 steps, pairs_per_file: 4, dev_documents: 4}}
-launch: {{num_workers: 2, engine: {engine}, zero_stage: {stage}, max_failures: 1000, collective_timeout_s: 15}}
+launch: {{num_workers: 2, engine: {engine}, zero_stage: {stage}, max_failures: 1000, collective_timeout_s: 15{more}}}
 """
 
 
 @pytest.fixture
 def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    made = World(tmp_path, server=getattr(request, "param", False))
+    made = World(tmp_path, **getattr(request, "param", {}))
     try:
         yield made
     finally:
@@ -147,14 +147,35 @@ class Disturbed:
         self.world.kill_server()
         self.world.start_server()
 
+    def _server_away(self, job: subprocess.Popen[bytes]) -> None:
+        """For a minute, in which the run goes on."""
+        self.world.kill_server()
+        before, back = self.step(), time.monotonic() + 60
+        wait_until(lambda: self.step() >= before + 100, 60, "100 steps without MLflow")
+        time.sleep(max(0.0, back - time.monotonic()))
+        assert job.poll() is None, "the run ended before MLflow was back"
+        self.world.start_server()
+
+    def _fewer(self, job: subprocess.Popen[bytes]) -> None:
+        """A node is lost for good."""
+        self.world.kill_node(self.generator)
+        wait_until(lambda: len(self.world.workers()) == 1, 120, "the run to go on with one worker")
+        before = self.step()
+        wait_until(lambda: self.step() >= before + 10, 120, "ten steps of one worker")
+
     def _victim(self) -> object:
         return self.generator.choice(self.world.workers()[-2:])
 
 
-def write_recipe(folder: Path, faults: int, engine: str = "deepspeed", stage: int = 2) -> Path:
-    path = folder / f"{engine}{stage}-{faults}.yaml"
-    path.write_text(RECIPE.format(steps=BETWEEN * (faults + 2), engine=engine, stage=stage))
+def write_recipe(folder: Path, steps: int, engine: str = "deepspeed", stage: int = 2, more: str = "") -> Path:
+    path = folder / f"{engine}{stage}-{steps}.yaml"
+    path.write_text(RECIPE.format(steps=steps, engine=engine, stage=stage, more=more))
     return path
+
+
+def steps_for(faults: list[str]) -> int:
+    """So that the last fault comes before the end."""
+    return BETWEEN * (len(faults) + 2)
 
 
 def records(run_dir: Path) -> list[dict[str, float]]:
@@ -223,7 +244,7 @@ def assert_nothing_left(world: World, home: Path) -> None:
 def test_a_job_told_to_leave_and_robbed_of_its_checkpoint_ends_as_undisturbed(world: World, tmp_path: Path) -> None:
     """The short one."""
     faults = ["sigterm_worker", "flip", "sigterm_driver"]
-    recipe = write_recipe(tmp_path, len(faults), engine="torch")
+    recipe = write_recipe(tmp_path, steps_for(faults), engine="torch")
     Disturbed(world, recipe, tmp_path / "quiet", [], random.Random(0)).run(900)
     disturbed = Disturbed(world, recipe, tmp_path / "home", faults, random.Random(0))
     disturbed.run(1200)
@@ -233,6 +254,35 @@ def test_a_job_told_to_leave_and_robbed_of_its_checkpoint_ends_as_undisturbed(wo
     assert_mlflow_is_complete(f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}", disturbed.run_dir)
     counts = Counter(event["event"] for event in read_events(disturbed.run_dir / EVENTS))
     assert counts["resumed"] >= 3
+    assert_nothing_left(world, tmp_path / "home")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", [{"server": True}], indirect=True)
+def test_a_minute_without_mlflow_loses_no_step_and_no_metric(world: World, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, 2_500, engine="torch")
+    disturbed = Disturbed(world, recipe, tmp_path / "home", ["server_away"], random.Random(0))
+    disturbed.run(900)
+    assert disturbed.given == 1
+    steps = [record["step"] for record in records(disturbed.run_dir) if "train/loss" in record]
+    assert steps == list(range(2, 2_501, 2))
+    assert_mlflow_is_complete(world.environment["MLFLOW_TRACKING_URI"], disturbed.run_dir)
+    assert_nothing_left(world, tmp_path / "home")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", [{"nodes": 2}], indirect=True)
+def test_a_run_goes_on_with_the_workers_that_are_left(world: World, tmp_path: Path) -> None:
+    """``launch.min_workers``: the losses are those of two workers."""
+    recipe = write_recipe(tmp_path, 200, engine="torch", more=", min_workers: 1")
+    Disturbed(world, recipe, tmp_path / "quiet", [], random.Random(0)).run(600)
+    disturbed = Disturbed(world, recipe, tmp_path / "home", ["fewer"], random.Random(0))
+    disturbed.run(600)
+    assert disturbed.given == 1
+    (quiet,) = [path for path in (tmp_path / "quiet" / "runs").iterdir() if "-job-" not in path.name]
+    for ours, theirs in zip(records(disturbed.run_dir), records(quiet), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours.get("train/loss", 0) == pytest.approx(theirs.get("train/loss", 0), rel=1e-5), ours["step"]
     assert_nothing_left(world, tmp_path / "home")
 
 
@@ -249,13 +299,13 @@ KINDS = ["worker", "node", "head", "driver", "server", "hang", "flip", "sigterm_
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("world", [True], indirect=True)
+@pytest.mark.parametrize("world", [{"server": True}], indirect=True)
 @pytest.mark.parametrize("name", ROUNDS)
 def test_every_kind_of_fault_at_random_moments(world: World, tmp_path: Path, name: str) -> None:
     """Ten faults each, of every kind: fifty in all. ``HGRNX_CHAOS_SEED`` chooses other moments."""
     generator = random.Random(f"{os.environ.get('HGRNX_CHAOS_SEED', '0')}-{name}")
     faults = generator.sample(KINDS, len(KINDS))
-    recipe = write_recipe(tmp_path, len(faults), *ROUNDS[name])
+    recipe = write_recipe(tmp_path, steps_for(faults), *ROUNDS[name])
     Disturbed(world, recipe, tmp_path / "quiet", [], generator).run(900)
     disturbed = Disturbed(world, recipe, tmp_path / "home", faults, generator)
     disturbed.run(1000)
