@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import ray
 
 from hgrnx.config import Recipe
 from hgrnx.data.dataset import PreparedDataset
-from hgrnx.data.loader import TrainLoader
 from hgrnx.launch.ray_train import train_on_ray
 from hgrnx.launch.trial_board import TrialBoard
 from hgrnx.paths import Places
 from hgrnx.tracking.tracker import read_metrics
-
-_STEPS = 12
 
 
 def cut_short(recipe: Recipe, steps: int) -> Recipe:
@@ -49,22 +45,3 @@ def first_steps(
     records = [record for record in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in record]
     shutil.rmtree(run_dir, ignore_errors=True)
     return records
-
-
-def live_ratio(recipe: Recipe, dataset: PreparedDataset, run_dir: Path, places: Places) -> float:
-    """How much longer a step of ``recipe`` is with its teacher beside it than with the teacher's stored signal.
-
-    The medians of 12 steps each, one run after the other.
-
-    Args:
-        run_dir: as in :func:`first_steps`.
-    """
-    assert recipe.distill is not None
-    loader = TrainLoader(dataset, recipe.training.seq_len, recipe.training.batch_size, recipe.seed)
-    steps = min(_STEPS, max(1, loader.steps_for(recipe.training.duration) - 1))
-    live = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"top_k": None})})
-    beside, stored = (
-        median(record["train/step_seconds"] for record in first_steps(way, dataset, run_dir, places, steps, "teacher"))
-        for way in (live, recipe)
-    )
-    return beside / stored

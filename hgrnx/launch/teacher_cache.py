@@ -22,6 +22,7 @@ from hgrnx.data.signals import VARIABLE, SignalLayout, SignalStore
 from hgrnx.errors import UserError
 from hgrnx.launch.cluster import check_resources
 from hgrnx.paths import Places, resolve_places
+from hgrnx.training.teacher_cost import live_ratio
 from hgrnx.training.teacher_signal import make_shards, plan_signal
 
 _RETRIES = 3
@@ -142,17 +143,46 @@ def _make_share(
     content: dict[str, Any], data_dir: str, environment: dict[str, str], shards: Sequence[Sequence[int]]
 ) -> None:
     """In a worker."""
+    recipe, dataset, places = _open(content, data_dir, environment)
+    # Planned anew: a worker that sees another teacher than the driver must not write into its store.
+    store = plan_signal(recipe, dataset, places.runs, places.signals).store()
+    make_shards(recipe, dataset, places.runs, store, shards)
+
+
+def measure_live(recipe: Recipe, dataset: PreparedDataset, places: Places, console: Console) -> float | None:
+    """How many times as long a step with the live teacher is as one with the stored signal of ``recipe``, on a worker.
+
+    None, and a warning, where that worker is lost: for want of memory, as it holds teacher, student and optimizer.
+    """
+    launch = recipe.launch
+    task = ray.remote(_measure_live).options(num_cpus=launch.cpus_per_worker, num_gpus=int(launch.use_gpu))
+    try:
+        content = recipe.model_dump(mode="json")
+        return float(ray.get(task.remote(content, str(dataset.dir), places.environment())))
+    except RayError as error:
+        console.print(
+            f"Warning: how long a step with the teacher itself takes was not measured ({type(error).__name__}).",
+            highlight=False,
+        )
+        return None
+
+
+def _measure_live(content: dict[str, Any], data_dir: str, environment: dict[str, str]) -> float:
+    recipe, dataset, places = _open(content, data_dir, environment)
+    return live_ratio(recipe, dataset, places.runs, places.signals)
+
+
+def _open(
+    content: dict[str, Any], data_dir: str, environment: dict[str, str]
+) -> tuple[Recipe, PreparedDataset, Places]:
+    """What a task needs, in its worker."""
     os.environ.update(environment)
     import torch
 
     recipe = recipe_from_dict(content)
     assert isinstance(recipe, Recipe)
     torch.set_num_threads(recipe.launch.cpus_per_worker)
-    places = resolve_places()
-    dataset = PreparedDataset.open(Path(data_dir))
-    # Planned anew: a worker that sees another teacher than the driver must not write into its store.
-    store = plan_signal(recipe, dataset, places.runs, places.signals).store()
-    make_shards(recipe, dataset, places.runs, store, shards)
+    return recipe, PreparedDataset.open(Path(data_dir)), resolve_places()
 
 
 @contextmanager

@@ -24,13 +24,12 @@ from hgrnx.errors import UserError
 from hgrnx.launch.capacity import trials_at_once
 from hgrnx.launch.cluster import check_resources, connected
 from hgrnx.launch.jobs import check_writable, job_stages, run_stage
-from hgrnx.launch.probe import live_ratio
 from hgrnx.launch.ray_tune import END, Halving, TrialJob, run_trials
 from hgrnx.launch.search_display import shown_search
 from hgrnx.launch.search_findings import write_findings
 from hgrnx.launch.search_folder import Facts, alone, forget, search_digest
 from hgrnx.launch.search_request import RECIPE, SPACE
-from hgrnx.launch.teacher_cache import ensure_signal
+from hgrnx.launch.teacher_cache import ensure_signal, measure_live
 from hgrnx.launch.tracked import JobTracking
 from hgrnx.paths import Places
 from hgrnx.report.search_tables import print_findings
@@ -252,9 +251,8 @@ class Search:
         with self.facts.clock("signal_seconds"):
             stored = ensure_signal(recipe, self.dataset, self.places, self.console)
         if stored is not None and self.facts.get("live_ratio") is None:
-            run_dir = self.places.run_dir(f"{self.folder.name}-live")
             trial = self._single(self.plan_recipe({}))
-            self.facts.set("live_ratio", live_ratio(trial, self.dataset, run_dir, self.places))
+            self.facts.set("live_ratio", measure_live(trial, self.dataset, self.places, self.console))
 
     def _announce(self) -> None:
         known = self.record.counts()

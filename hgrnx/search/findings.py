@@ -166,8 +166,8 @@ def measure_cost(
         full_words: words of a full training.
         trial_seconds: from the first trial's start to the last one's end.
         live_ratio: how much longer a step is with the teacher beside the student than with its stored signal, which
-            the trials read; None where the trials ran the teacher themselves, so that one of them, run to the end,
-            is a full training.
+            the trials read; None where that was not measured, or the trials ran the teacher themselves, so that one
+            of them, run to the end, is a full training.
     """
     counted = [trial for trial in trials if trial.status != "running" and not trial.reused]
     whole = [trial for trial in counted if trial.status == "finished" and trial.words >= full_words]
@@ -175,7 +175,7 @@ def measure_cost(
     numbers = ", ".join(str(trial.number) for trial in whole)
     measured = f"the mean of trial{'s' if len(whole) > 1 else ''} {numbers}"
     full = None
-    if whole:
+    if whole and (live_ratio is not None or not signal_seconds):
         # The start of the workers and the evaluations are those of the trials; the steps are not.
         beside = [((live_ratio or 1.0) - 1.0) * trial.values["seconds"] for trial in whole]
         full = (sum(trial.seconds for trial in whole) + sum(beside)) / len(whole) / at_once

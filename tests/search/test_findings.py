@@ -86,9 +86,9 @@ def test_the_cost_counts_everything_against_full_trainings() -> None:
         Trial(8, "x", {}, "failed", "NaN", seconds=5.0),
         finished(9, {RATE: 1e-3, WEIGHT: 0.5}, reused=True),  # cost nothing here
     ]
-    cost = measure_cost(trials, 4000, 177.0, teacher_seconds=30.0, signal_seconds=8.0, live_ratio=None)
+    cost = measure_cost(trials, 4000, 177.0, teacher_seconds=38.0, signal_seconds=0.0, live_ratio=None)
     assert cost.trials == 8 and cost.full_seconds == 50.0
-    assert cost.spent == 40 + 60 + 6 * 12 + 5 + 30 + 8
+    assert cost.spent == 40 + 60 + 6 * 12 + 5 + 38
     assert cost.share == pytest.approx(215 / (8 * 50))
     assert "54% of 8 full distillations" in cost.sentence() and "trials 0, 1)" in cost.sentence()
     unknown = measure_cost(trials, 5000, 177.0, 30.0, 0.0, None)
@@ -96,6 +96,7 @@ def test_the_cost_counts_everything_against_full_trainings() -> None:
     # From stored signals: of the 50 s, 30 were steps; beside the teacher these would have been 45.
     stored = measure_cost(trials, 4000, 177.0, 30.0, 8.0, 1.5)
     assert stored.full_seconds == 65.0 and "steps 1.50 times as long" in stored.sentence()
+    assert measure_cost(trials, 4000, 177.0, 30.0, 8.0, None).share is None
     # Two at a time: one after the other, each alone would have taken half as long.
     pairs = measure_cost(trials, 4000, 177 / 2, 30.0, 8.0, 1.5)
     assert pairs.full_seconds == 32.5 and "2.0 trials ran at once" in pairs.sentence()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from hgrnx.data.prepare import prepare
 from hgrnx.errors import UserError
 from hgrnx.models import build_model
 from hgrnx.models.folders import save_folder
+from hgrnx.objectives import LiveTeacher, StoredTeacher
 from hgrnx.training.run import run_training
+from hgrnx.training.teacher_cost import live_ratio
 from hgrnx.training.teacher_signal import make_shards, plan_signal
 from hgrnx.training.weights import last_weights
 
@@ -162,3 +165,25 @@ def test_the_chunks_planned_are_those_read(dataset: PreparedDataset, runs: Path,
         steps = loader.steps_for(duration)
         read = {chunk for step in range(steps) for chunk in loader.batch(step).chunks}
         assert plan_signal(chosen, dataset, runs, tmp_path).chunks.tolist() == sorted(read)
+
+
+def test_a_step_with_the_teacher_itself_is_compared_with_one_without(
+    dataset: PreparedDataset, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of both kinds take turns; a teacher that takes its time is seen."""
+    wanted = recipe(training={"duration": "30 steps"})
+    make(wanted, dataset, runs, tmp_path)
+    asked: list[str] = []
+    for kind in (LiveTeacher, StoredTeacher):
+        signal = kind.signal
+
+        def slow(self: Any, *args: Any, signal: Any = signal, kind: type = kind) -> Any:
+            asked.append(kind.__name__)
+            time.sleep(0.2 if kind is LiveTeacher else 0.05)
+            return signal(self, *args)
+
+        monkeypatch.setattr(kind, "signal", slow)
+    ratio = live_ratio(wanted, dataset, runs, tmp_path)
+    assert 1.5 < ratio < 4.5  # of 4 x at most
+    turns = asked[::2]  # two micro-batches a step
+    assert turns == ["LiveTeacher", "StoredTeacher"] * 10
