@@ -159,6 +159,8 @@ def measure_live(recipe: Recipe, dataset: PreparedDataset, places: Places, conso
     try:
         content = recipe.model_dump(mode="json")
         return float(ray.get(task.remote(content, str(dataset.dir), places.environment())))
+    except RayTaskError:
+        raise
     except RayError as error:
         console.print(
             f"Warning: how long a step with the teacher itself takes was not measured ({type(error).__name__}).",

@@ -33,7 +33,9 @@ def live_ratio(recipe: Recipe, dataset: PreparedDataset, runs: Path, signals: Pa
     kinds = [build_objective(way, dataset, runs, signals) for way in (live, recipe)]
     training = recipe.training
     module = ObjectiveModule(build_model(recipe.model, dataset.vocab_size, seed=recipe.seed), kinds[0])
-    launch = recipe.launch.model_copy(update={"engine": "torch", "num_workers": 1, "min_workers": None})
+    rows = recipe.launch.micro_batch_size or training.batch_size // recipe.launch.num_workers
+    alone = {"engine": "torch", "num_workers": 1, "min_workers": None, "micro_batch_size": rows}
+    launch = recipe.launch.model_copy(update=alone)
     engine = build_engine(module, training, launch)
     loader = TrainLoader(dataset, training.seq_len, training.batch_size, recipe.seed, reset_state=training.reset_state)
 
@@ -46,7 +48,7 @@ def live_ratio(recipe: Recipe, dataset: PreparedDataset, runs: Path, signals: Pa
         loader,
         start_step=0,
         total_steps=min(2 * (_WARM_UP + _ROUNDS), loader.steps_for(training.duration)),
-        micro_batch_size=launch.micro_batch_size or training.batch_size // recipe.launch.num_workers,
+        micro_batch_size=rows,
         seed=recipe.seed,
         learning_rate=lambda step: 0.0,  # what is learned does not matter, but it must not diverge
         hooks=[seconds],

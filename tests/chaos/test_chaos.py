@@ -232,7 +232,7 @@ def assert_nothing_left(world: World, home: Path) -> None:
     def left_of_the_job() -> list[str]:
         return [str(process) for process in [*world.workers(), *world.processes("hgrnx.cli")]]
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while left_of_the_job() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left_of_the_job()

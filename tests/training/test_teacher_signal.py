@@ -171,7 +171,7 @@ def test_a_step_with_the_teacher_itself_is_compared_with_one_without(
     dataset: PreparedDataset, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of both kinds take turns; a teacher that takes its time is seen."""
-    wanted = recipe(training={"duration": "30 steps"})
+    wanted = recipe(training={"duration": "30 steps"}, launch={"num_workers": 2, "micro_batch_size": None})
     make(wanted, dataset, runs, tmp_path)
     asked: list[str] = []
     for kind in (LiveTeacher, StoredTeacher):
