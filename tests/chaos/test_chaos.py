@@ -263,7 +263,8 @@ def test_a_job_told_to_leave_and_robbed_of_its_checkpoint_ends_as_undisturbed(wo
     assert_nothing_left(world, tmp_path / "home")
 
 
-@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("world", [{"server": True}], indirect=True)
 def test_a_minute_without_mlflow_loses_no_step_and_no_metric(world: World, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, 2_500, engine="torch")
@@ -276,7 +277,8 @@ def test_a_minute_without_mlflow_loses_no_step_and_no_metric(world: World, tmp_p
     assert_nothing_left(world, tmp_path / "home")
 
 
-@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("world", [{"nodes": 2}], indirect=True)
 def test_a_run_goes_on_with_the_workers_that_are_left(world: World, tmp_path: Path) -> None:
     """``launch.min_workers``: the losses are those of two workers."""
