@@ -113,6 +113,37 @@ def tune(
         raise typer.Exit(130) from None
 
 
+@bench_app.command(name="launch")
+def bench_launch(
+    recipe: Annotated[str, typer.Argument(help="Whose steps: a shipped recipe or a .yaml file.")] = "demo",
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 3,
+    home: Home = None,
+) -> None:
+    """Training steps in a plain process, on Ray with DeepSpeed, and with checkpoints."""
+    from dataclasses import replace
+
+    import torch
+
+    from hgrnx.bench.run import Bench
+    from hgrnx.config import Recipe, load_recipe
+    from hgrnx.console import make_console
+    from hgrnx.data.progress import prepare_with_progress
+    from hgrnx.launch.launch_cost import measure_launch
+    from hgrnx.paths import resolve_places
+
+    loaded, places, console = load_recipe(recipe, overrides or []), resolve_places(home), make_console()
+    dataset = prepare_with_progress(loaded.data, places, console)
+    chosen = loaded if isinstance(loaded, Recipe) else loaded.twin_recipe()
+    folder, threads = places.home / "bench", torch.get_num_threads()
+    own = replace(places, home=folder, runs=folder)
+    Bench(folder, console, rounds=rounds).turns(
+        "launch",
+        f"launch, steps of {chosen.training.batch_size} x {chosen.training.seq_len} tokens of {chosen.name}",
+        lambda count, on_progress: measure_launch(chosen, dataset, own, threads, count, on_progress),
+    )
+
+
 @app.command()
 def reproduce(
     experiment: Annotated[str, typer.Argument(help="table2, dynamics, data, distill or lr-sweep.")],

@@ -21,7 +21,7 @@ app = typer.Typer(
 BatchSize = Annotated[int, typer.Option(min=1, help="Sequences in a step.")]
 SeqLen = Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")]
 Precisions = Annotated[list[str] | None, typer.Option(help="fp32 or bf16; give it twice for both.")]
-Rounds = Annotated[int | None, typer.Option(min=1, help="How often each is timed, in turns [7; data, launch 3].")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="How often each is timed, in turns [7; data 3].")]
 Gpu = Annotated[bool, typer.Option("--gpu", help="On the GPU.")]
 
 
@@ -97,24 +97,6 @@ def evaluate(
     bench = _bench(home, rounds, gpu)
     opened = open_model(model, resolve_places(home)) if model else None
     bench.eval(data, opened, items, precision or ["fp32", "bf16"])
-
-
-@app.command()
-def launch(
-    recipe: Annotated[str, typer.Argument(help="Whose steps: a shipped recipe or a .yaml file.")] = "demo",
-    overrides: Annotated[list[str] | None, typer.Argument(help="Dotted overrides.")] = None,
-    rounds: Rounds = None,
-    home: Home = None,
-) -> None:
-    """Training steps in a plain process, on Ray with DeepSpeed, and with checkpoints."""
-    from hgrnx.config import Recipe, load_recipe
-    from hgrnx.console import make_console
-    from hgrnx.data.progress import prepare_with_progress
-
-    loaded, places = load_recipe(recipe, overrides or []), resolve_places(home)
-    dataset = prepare_with_progress(loaded.data, places, make_console())
-    chosen = loaded if isinstance(loaded, Recipe) else loaded.twin_recipe()
-    _bench(home, rounds, False).launch(chosen, dataset, places)
 
 
 def _bench(home: Path | None, rounds: int | None, gpu: bool) -> Bench:

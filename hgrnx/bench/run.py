@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,20 +18,18 @@ from hgrnx.bench.data import DataBench
 from hgrnx.bench.distill import distill_cases
 from hgrnx.bench.eval import cases as cases_of
 from hgrnx.bench.eval import compare, read_questions, small_model, verdicts, ways
-from hgrnx.bench.launch import STEPS, rows_of, sentences, time_ways
 from hgrnx.bench.measure import Case, Measurement, measure
 from hgrnx.bench.model import SIZES, model_cases
 from hgrnx.bench.op import op_cases
-from hgrnx.config import Recipe
-from hgrnx.data.dataset import PreparedDataset
 from hgrnx.errors import UserError
 from hgrnx.evaluation.scoring import Precision
-from hgrnx.launch.cluster import connected
 from hgrnx.ops.cpu import guard_bf16_products, keep_freed_memory
-from hgrnx.paths import Places
 from hgrnx.report.bench import print_bench, save_bench
 from hgrnx.runs import OpenedModel
 from hgrnx.tracking.environment import describe_environment
+
+Turns = Callable[[int, Callable[[int, int], None]], tuple[list[dict[str, Any]], list[str]]]
+"""Rounds, and progress (done, in all), to rows and notes."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +118,13 @@ class Bench:
                 notes += verdicts(questions, part)
         return self._save("eval", f"eval, {self.where}", rows, notes)
 
-    def launch(self, recipe: Recipe, dataset: PreparedDataset, places: Places, steps: int = STEPS) -> Path:
-        """The steps of a training in a plain process, on Ray with DeepSpeed, and with checkpoints."""
-        threads, rounds = torch.get_num_threads(), self.rounds or 3
-        own = replace(places, home=self.folder, runs=self.folder)
-        with connected(own, dashboard=True), self._progress() as on_progress:
-            seconds = time_ways(recipe, dataset, own, threads, rounds, steps, on_progress)
-        training = recipe.training
-        rows = rows_of(seconds, training.batch_size * training.seq_len)
-        title = f"launch, steps of {training.batch_size} x {training.seq_len} tokens of {recipe.name}, {self.where}"
+    def turns(self, kind: str, title: str, measured: Turns) -> Path:
+        """What ``measured`` measures by itself: it gets the number of rounds (3), and whom to tell how far it is."""
+        with self._progress() as on_progress:
+            rows, notes = measured(self.rounds or 3, on_progress)
+        title = f"{title}, {self.where}"
         print_bench(title, rows, self.console)
-        return self._save("launch", title, rows, sentences(seconds))
+        return self._save(kind, title, rows, notes)
 
     def _steps(self, kind: str, shape: str, cases: list[Case]) -> Path:
         title = f"{kind}, {shape}, forward and backward, {self.where}"

@@ -212,7 +212,7 @@ class SpaceConfig(Section):
     recipe: str
     """The recipe that it starts from: a shipped one, or a YAML file."""
     fixed: dict[str, Any] = Field(default_factory=dict)
-    """Values of the recipe, by dotted key, that hold for every trial."""
+    """Values of the recipe, by dotted key, that hold for the teacher and every trial."""
     trials: dict[str, Any] = Field(default_factory=dict)
     """Values of the recipe's ``launch`` section that trials have instead, so that several run at once; the teacher
     keeps the recipe's. They hold for the space's own recipe only."""

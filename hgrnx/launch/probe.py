@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -13,7 +11,6 @@ from hgrnx.data.dataset import PreparedDataset
 from hgrnx.launch.ray_train import train_on_ray
 from hgrnx.launch.trial_board import TrialBoard
 from hgrnx.paths import Places
-from hgrnx.tracking.tracker import read_metrics
 
 
 def cut_short(recipe: Recipe, steps: int) -> Recipe:
@@ -32,16 +29,8 @@ def cut_short(recipe: Recipe, steps: int) -> Recipe:
 
 def first_steps(
     recipe: Recipe, dataset: PreparedDataset, run_dir: Path, places: Places, steps: int, title: str
-) -> list[dict[str, Any]]:
-    """Train ``recipe`` for ``steps`` steps on the connected cluster; the lines of its metrics, one a step.
-
-    Args:
-        run_dir: a folder in the place of runs, where teachers are found by name; removed before and after.
-    """
-    shutil.rmtree(run_dir, ignore_errors=True)
+) -> None:
+    """Train ``recipe`` for ``steps`` steps on the connected cluster, with a line of metrics in ``run_dir`` for each."""
     board = TrialBoard.remote()
     ray.get(board.decide.remote(1, True))  # to stop after the first evaluation
     train_on_ray(cut_short(recipe, steps), dataset, run_dir, places, title=title, mlflow_run=None, trial_board=board)
-    records = [record for record in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in record]
-    shutil.rmtree(run_dir, ignore_errors=True)
-    return records

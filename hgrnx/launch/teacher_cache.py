@@ -152,18 +152,23 @@ def _make_share(
 def measure_live(recipe: Recipe, dataset: PreparedDataset, places: Places, console: Console) -> float | None:
     """How many times as long a step with the live teacher is as one with the stored signal of ``recipe``, on a worker.
 
-    None, and a warning, where that worker is lost: for want of memory, as it holds teacher, student and optimizer.
+    None, and a warning, where that worker is lost or has too little memory: it holds teacher, student and optimizer.
     """
+    import torch
+
     launch = recipe.launch
     task = ray.remote(_measure_live).options(num_cpus=launch.cpus_per_worker, num_gpus=int(launch.use_gpu))
     try:
         content = recipe.model_dump(mode="json")
         return float(ray.get(task.remote(content, str(dataset.dir), places.environment())))
-    except RayTaskError:
-        raise
     except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from None
+        if not isinstance(cause, RayError | torch.OutOfMemoryError):
+            raise
         console.print(
-            f"Warning: how long a step with the teacher itself takes was not measured ({type(error).__name__}).",
+            f"Warning: how long a step with the teacher itself takes was not measured ({type(cause).__name__}).",
             highlight=False,
         )
         return None

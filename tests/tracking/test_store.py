@@ -59,7 +59,7 @@ def test_a_server_in_trouble_away_or_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
         problem = check_store(f"http://me:secret@127.0.0.1:{silent.getsockname()[1]}", timeout=0.3)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 3
     assert problem is not None and "no answer in 0.3 seconds" in problem and "secret" not in problem
     with pytest.raises(UserError, match="can't be reached"):
         init_store(AWAY)

@@ -12,6 +12,8 @@ from typing import Any
 
 from hgrnx.config import Recipe, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
+from hgrnx.errors import UserError
+from hgrnx.launch.cluster import connected
 from hgrnx.launch.probe import cut_short, first_steps
 from hgrnx.paths import Places
 from hgrnx.tracking.tracker import read_metrics
@@ -53,13 +55,16 @@ def time_ways(
 ) -> dict[str, list[list[float]]]:
     """Seconds of every counted step, by name of the way and round: from line to line of the metrics.
 
-    Each turn is a run of its own, with one worker of ``threads`` threads; the ways take turns. A cluster must be
-    connected.
+    Each turn is a run of its own, with one worker of ``threads`` threads; the ways take turns.
+
+    Raises:
+        UserError: a run failed.
     """
     found: dict[str, list[list[float]]] = {way.name: [] for way in WAYS}
     run_dir = places.run_dir("bench-launch")
     for turn in range(rounds):
         for place in range(len(WAYS)):
+            shutil.rmtree(run_dir, ignore_errors=True)
             way = WAYS[(turn + place) % len(WAYS)]
             chosen = recipe.model_copy(
                 update={
@@ -70,13 +75,30 @@ def time_ways(
                 }
             )
             if way.on_ray:
-                records = first_steps(chosen, dataset, run_dir, places, steps, way.name)
+                first_steps(chosen, dataset, run_dir, places, steps, way.name)
             else:
-                records = _in_a_process(cut_short(chosen, steps), dataset, run_dir, threads)
+                _in_a_process(cut_short(chosen, steps), dataset, run_dir, threads)
+            records = [record for record in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in record]
             times = [record["time"] for record in records if WARM_UP <= record["step"] <= steps]
             found[way.name].append([later - earlier for earlier, later in zip(times, times[1:], strict=False)])
             on_progress(turn * len(WAYS) + place + 1, rounds * len(WAYS))
+    shutil.rmtree(run_dir)
     return found
+
+
+def measure_launch(
+    recipe: Recipe,
+    dataset: PreparedDataset,
+    places: Places,
+    threads: int,
+    rounds: int,
+    on_progress: Callable[[int, int], None],
+    steps: int = STEPS,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of the table of ``hgrnx bench launch``, and what they say."""
+    with connected(places, dashboard=True):
+        seconds = time_ways(recipe, dataset, places, threads, rounds, steps, on_progress)
+    return rows_of(seconds, recipe.training.batch_size * recipe.training.seq_len), sentences(seconds)
 
 
 def rows_of(seconds: Mapping[str, Sequence[Sequence[float]]], tokens: int) -> list[dict[str, Any]]:
@@ -111,18 +133,17 @@ def _percent(values: Sequence[float]) -> str:
     return f"{100 * statistics.median(values):+.1f}% (rounds: {every})"
 
 
-def _in_a_process(recipe: Recipe, dataset: PreparedDataset, run_dir: Path, threads: int) -> list[dict[str, Any]]:
-    shutil.rmtree(run_dir, ignore_errors=True)
+def _in_a_process(recipe: Recipe, dataset: PreparedDataset, run_dir: Path, threads: int) -> None:
     process = multiprocessing.get_context("spawn").Process(
         target=_train, args=(recipe.model_dump(mode="json"), dataset.dir, run_dir, threads)
     )
     process.start()
     process.join()
     if process.exitcode != 0:
-        raise RuntimeError(f"the plain loop ended with status {process.exitcode}")
-    records = [record for record in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in record]
-    shutil.rmtree(run_dir, ignore_errors=True)
-    return records
+        raise UserError(
+            f"The plain loop ended with status {process.exitcode}; what it said stands above (-9: killed, most likely "
+            "for want of memory). Try it with a smaller training.batch_size or launch.micro_batch_size."
+        )
 
 
 def _train(recipe: dict[str, Any], data_dir: Path, run_dir: Path, threads: int) -> None:

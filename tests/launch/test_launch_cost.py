@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hgrnx.bench.launch import ON_RAY, PLAIN, SAVING, WAYS, rows_of, sentences
 from hgrnx.bench.run import Bench
 from hgrnx.config import recipe_from_dict
 from hgrnx.console import make_console
 from hgrnx.data.prepare import prepare
+from hgrnx.launch.launch_cost import ON_RAY, PLAIN, SAVING, WAYS, measure_launch, rows_of, sentences
 from hgrnx.paths import resolve_places
 
 RECIPE = {
@@ -43,7 +44,10 @@ def test_what_is_said_is_what_was_measured() -> None:
 def test_every_way_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, places = recipe_from_dict(RECIPE), resolve_places(tmp_path)
     dataset = prepare(recipe.data, places.data)
-    path = Bench(tmp_path / "bench", make_console(), rounds=1).launch(recipe, dataset, places, steps=22)
+    own = replace(places, runs=tmp_path / "bench")
+    path = Bench(tmp_path / "bench", make_console(), rounds=1).turns(
+        "launch", "launch", lambda rounds, progress: measure_launch(recipe, dataset, own, 1, rounds, progress, steps=22)
+    )
     stored, printed = json.loads(path.read_text()), capsys.readouterr().out
     assert [case["name"] for case in stored["cases"]] == [way.name for way in WAYS]
     assert all(case["seconds"] > 0 for case in stored["cases"])
