@@ -136,6 +136,11 @@ class Cost:
             return None
         return self.spent / (self.trials * self.full_seconds)
 
+    @property
+    def share_without_teacher(self) -> float | None:
+        """The same without training the teacher, which full trainings need as well."""
+        return None if self.share is None else self.share * (1 - self.teacher_seconds / self.spent)
+
     def sentence(self) -> str:
         """For the person."""
         parts = f"{self.trials} trials {_minutes(self.trial_seconds)}, teacher {_minutes(self.teacher_seconds)}"
@@ -143,10 +148,13 @@ class Cost:
             parts += f", its stored signal {_minutes(self.signal_seconds)}"
         if self.share is None or self.full_seconds is None:
             return f"Cost: {_minutes(self.spent)} ({parts}); no full training was measured to compare it with."
-        return (
+        sentence = (
             f"Cost: {_minutes(self.spent)} ({parts}), {100 * self.share:.0f}% of {self.trials} full distillations with "
-            f"a live teacher ({self.trials} x {_minutes(self.full_seconds)}, {self.measured_on})."
+            f"a live teacher ({self.trials} x {_minutes(self.full_seconds)}, {self.measured_on})"
         )
+        if self.teacher_seconds and self.share_without_teacher is not None:
+            sentence += f"; {100 * self.share_without_teacher:.0f}% without the teacher's training, which they need too"
+        return sentence + "."
 
 
 def measure_cost(

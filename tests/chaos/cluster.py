@@ -58,9 +58,13 @@ class World:
         self.port = free_port()
         self.server: subprocess.Popen[bytes] | None = None
         self.holder: subprocess.Popen[str] | None = None
-        self.start_cluster()
-        if server:
-            self.start_server()
+        try:
+            self.start_cluster()
+            if server:
+                self.start_server()
+        except BaseException:
+            self.close()
+            raise
 
     def start_cluster(self) -> None:
         """Head without CPUs, and nodes of one CPU, in a process of their own that adds further nodes when told."""
@@ -93,7 +97,7 @@ class World:
         log = (self.folder / "server.log").open("ab")
         self.server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{self.port}"
-        wait_until(self.server_answers, 120, "the MLflow server")
+        wait_until(self.server_answers, 300, "the MLflow server")
 
     def server_answers(self) -> bool:
         try:

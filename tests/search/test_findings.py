@@ -90,7 +90,9 @@ def test_the_cost_counts_everything_against_full_trainings() -> None:
     assert cost.trials == 8 and cost.full_seconds == 50.0
     assert cost.spent == 40 + 60 + 6 * 12 + 5 + 38
     assert cost.share == pytest.approx(215 / (8 * 50))
+    assert cost.share_without_teacher == pytest.approx(177 / (8 * 50))
     assert "54% of 8 full distillations" in cost.sentence() and "trials 0, 1)" in cost.sentence()
+    assert cost.sentence().endswith("; 44% without the teacher's training, which they need too.")
     unknown = measure_cost(trials, 5000, 177.0, 30.0, 0.0, None)
     assert unknown.share is None and "no full training was measured" in unknown.sentence()
     # From stored signals: of the 50 s, 30 were steps; beside the teacher these would have been 45.
