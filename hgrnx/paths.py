@@ -57,6 +57,8 @@ def inside(folder: Path, name: object) -> Path:
 def resolve_places(home: str | os.PathLike[str] | None = None) -> Places:
     """Read ``home`` (or ``$HGRNX_HOME``), ``$HGRNX_{RUNS,DATA,SIGNALS}``, ``$MLFLOW_TRACKING_URI``.
 
+    With a ``home`` the variables do not count, but for a server that ``$MLFLOW_TRACKING_URI`` names: it is in no home.
+
     Raises:
         UserError: a place is relative, or lies inside Ray's temporary folders, where it would be deleted.
     """
@@ -66,8 +68,15 @@ def resolve_places(home: str | os.PathLike[str] | None = None) -> Places:
     runs = _absolute("HGRNX_RUNS", env.get("HGRNX_RUNS") or str(base / "runs"))
     data = _absolute("HGRNX_DATA", env.get("HGRNX_DATA") or str(base / "data"))
     signals = _absolute("HGRNX_SIGNALS", env.get("HGRNX_SIGNALS") or str(base / "signals"))
-    mlflow_uri = env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{base / 'mlflow.db'}"
+    mlflow_uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not mlflow_uri or (home and not _is_server(mlflow_uri)):
+        mlflow_uri = f"sqlite:///{base / 'mlflow.db'}"
     return Places(home=base, runs=runs, data=data, signals=signals, mlflow_uri=mlflow_uri)
+
+
+def _is_server(mlflow_uri: str) -> bool:
+    scheme, separator, _ = mlflow_uri.partition("://")
+    return bool(separator) and scheme not in ("sqlite", "file")
 
 
 def _absolute(name: str, value: str) -> Path:

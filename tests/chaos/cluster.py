@@ -54,7 +54,6 @@ class World:
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
             TAG: self.mark,  # the last one: titles of processes are written over the first
         }
-        self.environment.pop("RAY_ADDRESS", None)
         self.port = free_port()
         self.server: subprocess.Popen[bytes] | None = None
         self.holder: subprocess.Popen[str] | None = None
@@ -111,11 +110,12 @@ class World:
         os.killpg(self.server.pid, signal.SIGKILL)
         self.server.wait()
 
-    def job(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """``hgrnx`` with ``arguments``, joined to the cluster."""
+    def job(self, *arguments: str, home: Path) -> subprocess.Popen[bytes]:
+        """``hgrnx`` with ``arguments``, joined to the cluster; the text is prepared once for all homes."""
         log = (self.folder / "jobs.log").open("ab")
         command = [sys.executable, "-m", "hgrnx.cli", *arguments]
-        return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        environment = {"HGRNX_HOME": str(home), **self.environment}  # the mark stays last
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def log(self) -> str:
         return (self.folder / "jobs.log").read_text(errors="replace")

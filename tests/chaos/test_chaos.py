@@ -50,7 +50,7 @@ class Disturbed:
 
     def __init__(self, world: World, recipe: Path, home: Path, faults: list[str], generator: random.Random) -> None:
         self.world, self.home, self.generator = world, home, generator
-        self.command = ("train", str(recipe), "--home", str(home))
+        self.command = ("train", str(recipe))
         # Step and kind, the first due last.
         spread = [BETWEEN * (i + 1) + generator.randrange(-BETWEEN // 3, BETWEEN // 3) for i in range(len(faults))]
         self.plan = sorted(zip(spread, faults, strict=True), reverse=True)
@@ -110,7 +110,7 @@ class Disturbed:
         self._wait_for_repairs()
         if self.world.server is not None and not self.world.server_answers():
             self.world.start_server()
-        return self.world.job(*self.command)
+        return self.world.job(*self.command, home=self.home)
 
     def _worker(self, job: subprocess.Popen[bytes]) -> None:
         self._victim().kill()
