@@ -8,12 +8,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Tests have places and a cluster of their own, whatever this shell's runs use.
-for name in ("HGRNX_HOME", "HGRNX_RUNS", "HGRNX_DATA", "HGRNX_SIGNALS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-    os.environ.pop(name, None)
 
 from hgrnx.ops.cpu import guard_bf16_products
 
+# Tests have places and a cluster of their own, whatever this shell's runs use.
+for name in ("HGRNX_HOME", "HGRNX_RUNS", "HGRNX_DATA", "HGRNX_SIGNALS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+    os.environ.pop(name, None)
 guard_bf16_products()
 
 

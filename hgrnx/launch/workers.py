@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import traceback
 from typing import Any
 
 import ray
+from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.torch import TorchConfig
 
 from hgrnx.training import notice
@@ -32,6 +34,12 @@ class _ListeningBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(notice.listen)
         super().on_start(worker_group, backend_config)
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        # In Ray Train's controller. Leaving the process group takes no time, but for a worker that hangs; the others
+        # and their replacements would wait for it for half a minute.
+        os.environ.setdefault(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, "5")
+        super().on_shutdown(worker_group, backend_config)
 
 
 class Reporter:
