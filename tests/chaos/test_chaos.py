@@ -22,7 +22,7 @@ from hgrnx.training.events import EVENTS, read_events
 
 pytestmark = pytest.mark.ray
 
-BETWEEN = 100
+BETWEEN = 60
 """Steps between two faults, on average: some seconds."""
 RECIPE = """
 name: chaos
@@ -313,31 +313,26 @@ def test_a_run_goes_on_with_the_workers_that_are_left(world: World, tmp_path: Pa
     assert_nothing_left(world, tmp_path / "home")
 
 
-ROUNDS = {
-    "zero2": ("deepspeed", 2),
-    "zero3": ("deepspeed", 3),
-    "torch": ("torch", 2),
-    "zero1": ("deepspeed", 1),
-    "zero0": ("deepspeed", 0),
-}
-KINDS = ["worker", "node", "head", "driver", "server", "hang", "flip", "sigterm_worker", "sigterm_driver", "worker"]
+ROUNDS = {"torch": ("torch", 2), "zero2": ("deepspeed", 2), "zero3": ("deepspeed", 3)}
+KINDS = ["worker", "node", "head", "driver", "server", "hang", "flip", "sigterm_worker", "sigterm_driver"]
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("world", [{"server": True}], indirect=True)
 @pytest.mark.parametrize("name", ROUNDS)
 def test_every_kind_of_fault_at_random_moments(world: World, tmp_path: Path, name: str) -> None:
-    """Ten faults each, of every kind: fifty in all. ``HGRNX_CHAOS_SEED`` chooses other moments."""
+    """Two of every kind each, 54 in all. ``HGRNX_CHAOS_SEED`` chooses other moments."""
     generator = random.Random(f"{os.environ.get('HGRNX_CHAOS_SEED', '0')}-{name}")
-    faults = generator.sample(KINDS, len(KINDS))
-    if faults[-1] == "server":  # it has to be back before the end
-        faults.reverse()
+    faults = 2 * KINDS
+    generator.shuffle(faults)
+    while faults[-1] == "server":  # it has to be back before the end
+        generator.shuffle(faults)
     recipe = write_recipe(tmp_path, steps_for(faults), *ROUNDS[name])
     Disturbed(world, recipe, tmp_path / "quiet", [], generator).run(900)
     disturbed = Disturbed(world, recipe, tmp_path / "home", faults, generator)
-    disturbed.run(1000)
+    disturbed.run(1500)
     (quiet,) = [path for path in (tmp_path / "quiet" / "runs").iterdir() if "-job-" not in path.name]
     assert_as_undisturbed(disturbed.run_dir, quiet)
     assert_mlflow_is_complete(world.environment["MLFLOW_TRACKING_URI"], disturbed.run_dir)
