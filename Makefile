@@ -15,8 +15,8 @@ test: check  ## every test that this machine can run, but those of several minut
 test-long: .venv/installed  ## those
 	$(BIN)/pytest -n 2 --dist loadfile -m long $(ARGS)
 
-chaos: .venv/installed  ## fifty faults at random moments on a cluster of several raylets; HGRNX_CHAOS_SEED for other moments
-	$(BIN)/pytest -m chaos tests/chaos $(ARGS)
+chaos: .venv/installed  ## 54 faults at random moments on a cluster of several raylets; HGRNX_CHAOS_SEED for other moments
+	$(BIN)/pytest -m chaos -s tests/chaos $(ARGS)
 
 check: .venv/installed  ## lint, format, types; known vulnerabilities are only told
 	$(BIN)/ruff check .
