@@ -286,12 +286,12 @@ def test_a_job_told_to_leave_and_robbed_of_its_checkpoint_ends_as_undisturbed(wo
 @pytest.mark.chaos
 @pytest.mark.parametrize("world", [{"server": True}], indirect=True)
 def test_a_minute_without_mlflow_loses_no_step_and_no_metric(world: World, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, 600, engine="torch", batch=96)  # minutes
+    recipe = write_recipe(tmp_path, 700, engine="torch", batch=384)  # minutes
     disturbed = Disturbed(world, recipe, tmp_path / "home", ["server_away"], random.Random(0))
     disturbed.run(900)
     assert disturbed.given == 1
     steps = [record["step"] for record in records(disturbed.run_dir) if "train/loss" in record]
-    assert steps == [step for step in range(1, 601) if step % 2 == 0 or step % 5 == 0]  # lines and checkpoints
+    assert steps == [step for step in range(1, 701) if step % 2 == 0 or step % 5 == 0]  # lines and checkpoints
     assert_mlflow_is_complete(world.environment["MLFLOW_TRACKING_URI"], disturbed.run_dir)
     assert_nothing_left(world, tmp_path / "home")
 
