@@ -301,7 +301,7 @@ def test_a_minute_without_mlflow_loses_no_step_and_no_metric(world: World, tmp_p
 @pytest.mark.parametrize("world", [{"nodes": 2}], indirect=True)
 def test_a_run_goes_on_with_the_workers_that_are_left(world: World, tmp_path: Path) -> None:
     """``launch.min_workers``: the losses are those of two workers."""
-    recipe = write_recipe(tmp_path, 200, engine="torch", more=", min_workers: 1")
+    recipe = write_recipe(tmp_path, 800, engine="torch", more=", min_workers: 1")
     Disturbed(world, recipe, tmp_path / "quiet", [], random.Random(0)).run(600)
     disturbed = Disturbed(world, recipe, tmp_path / "home", ["fewer"], random.Random(0))
     disturbed.run(600)
