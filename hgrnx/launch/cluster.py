@@ -14,6 +14,7 @@ import ray
 
 from hgrnx.config import LaunchConfig
 from hgrnx.errors import UserError
+from hgrnx.ops.cpu import ONE_HEAP
 from hgrnx.paths import Places
 from hgrnx.tracking.store_check import shown
 
@@ -35,6 +36,8 @@ def connected(places: Places, *, dashboard: bool = False) -> Iterator[None]:
     options: dict[str, Any] = {}
     # Ray shows these on its dashboard and writes them into its logs.
     variables = {**places.environment(), "MLFLOW_TRACKING_URI": shown(places.mlflow_uri)}
+    # Ray Train's workers train in a thread.
+    variables |= {name: os.environ.get(name, value) for name, value in ONE_HEAP.items()}
     if address == "local":
         options = {"include_dashboard": dashboard, "dashboard_port": free_port()}
         _make_token()
