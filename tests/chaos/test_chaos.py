@@ -153,7 +153,7 @@ class Disturbed:
     def _driver(self, job: subprocess.Popen[bytes]) -> None:
         job.kill()
         job.wait()
-        wait_until(lambda: not self.world.workers(), 60, "the workers of a killed driver to end")
+        wait_until(lambda: not self.world.workers(), 180, "the workers of a killed driver to end")
 
     def _sigterm_driver(self, job: subprocess.Popen[bytes]) -> None:
         job.terminate()
