@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def plot_parallel(trials: Sequence[Trial], space: SpaceConfig, out: Path) -> boo
 def plot_against(key: str, trials: Sequence[Trial], space: SpaceConfig, early: Comparable | None, out: Path) -> bool:
     """The score against the parameter ``key``: early, of all trials, and at the end, of those that finished.
 
+    Of a grid also the means, as a line.
+
     Returns:
         Whether there was anything to draw: two trials that have the parameter.
     """
@@ -108,9 +111,10 @@ def plot_against(key: str, trials: Sequence[Trial], space: SpaceConfig, early: C
         figure = Figure(figsize=(4.6 * len(points), 3.7), layout="constrained")
         for index, (axes, (title, found)) in enumerate(zip(figure.subplots(1, len(points), squeeze=False)[0], points)):
             if isinstance(parameter, Choice):
-                x: list[Any] = [parameter.options.index(value) for value, _ in found]
-                axes.set_xticks(range(len(parameter.options)), [str(option) for option in parameter.options])
-                axes.set_xlim(-0.5, len(parameter.options) - 0.5)
+                options = _in_order(parameter)
+                x: list[Any] = [options.index(value) for value, _ in found]
+                axes.set_xticks(range(len(options)), [str(option) for option in options])
+                axes.set_xlim(-0.5, len(options) - 0.5)
             else:
                 x = [value for value, _ in found]
                 if _is_log(parameter):
@@ -119,7 +123,12 @@ def plot_against(key: str, trials: Sequence[Trial], space: SpaceConfig, early: C
                     axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
                     axes.minorticks_off()
                 axes.set_xlim(_unplace(parameter, -0.04), _unplace(parameter, 1.04))  # the same in both panels
-            axes.plot(x, [score for _, score in found], "o", color=bar_colour(index), markersize=7, alpha=0.85)
+            scores = [score for _, score in found]
+            axes.plot(x, scores, "o", color=bar_colour(index), markersize=7, alpha=0.85)
+            if space.search == "grid":  # every value with the same values of the others, so that means compare
+                places = sorted(set(x))
+                means = [statistics.fmean(score for place, score in zip(x, scores) if place == here) for here in places]
+                axes.plot(places, means, color=bar_colour(index), linewidth=1.2)
             axes.set(title=f"{title} ({len(found)} trials)", xlabel=name, ylabel=metric)
         save_figure(figure, out)
     return True
@@ -130,6 +139,12 @@ def _rank(trial: Trial, metric: str, minimised: bool) -> float:
     if score is None:
         return float("inf")
     return -score if not minimised else score
+
+
+def _in_order(parameter: Choice) -> list[Any]:
+    """The options: numbers by size, others as the space has them."""
+    numbers = all(isinstance(option, int | float) for option in parameter.options)
+    return sorted(parameter.options) if numbers else list(parameter.options)
 
 
 def _is_log(parameter: Parameter) -> bool:
@@ -143,7 +158,7 @@ def _place(parameter: Parameter, value: Any) -> float:
     if value is None:
         return _ABSENT
     if isinstance(parameter, Choice):
-        return parameter.options.index(value) / (len(parameter.options) - 1)
+        return _in_order(parameter).index(value) / (len(parameter.options) - 1)
     if _is_log(parameter):
         return math.log(value / parameter.low) / math.log(parameter.high / parameter.low)
     return float((value - parameter.low) / (parameter.high - parameter.low))
@@ -157,7 +172,7 @@ def _unplace(parameter: Any, place: float) -> float:
 
 def _marks(parameter: Parameter) -> list[tuple[float, str]]:
     if isinstance(parameter, Choice):
-        return [(_place(parameter, option), str(option)) for option in parameter.options]
+        return [(_place(parameter, option), str(option)) for option in _in_order(parameter)]
     return [(place, f"{_unplace(parameter, place):.3g}") for place in (0.0, 0.5, 1.0)]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from search_cases import METRIC, finished, stopped
 
 from hgrnx.config.spaces import SpaceConfig, load_space
+from hgrnx.report import search_plots
 from hgrnx.report.search_plots import plot_against, plot_parallel
 from hgrnx.report.search_tables import print_findings, search_markdown, trial_rows
 from hgrnx.search.findings import comparable_scores
@@ -69,3 +71,22 @@ def test_plots_are_drawn_where_there_is_something(trials: list[Trial], space: Sp
     assert not plot_parallel(trials[1:3], space, tmp_path / "none.png")
     assert not plot_against(TEMPERATURE, trials[:2], space, None, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_a_grid_shows_the_mean_over_seeds_in_the_order_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(search_plots, "save_figure", lambda figure, out: figures.append(figure))
+    space = load_space("temperature-strict-small")
+    scores = {(1.0, 0): 1.0, (1.0, 1): 1.2, (8.0, 0): 2.0, (2.0, 0): 1.5, (2.0, 1): 1.6}
+    trials = [
+        finished(number, {RATE: 5e-3, WEIGHT: 0.5, TEMPERATURE: temperature, "seed": seed})
+        for number, (temperature, seed) in enumerate(scores)
+    ]
+    for trial, score in zip(trials, scores.values(), strict=True):
+        trial.values[METRIC] = score
+    assert plot_against(TEMPERATURE, trials, space, None, Path("nowhere"))
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1.0", "2.0", "4.0", "8.0"]
+    _, means = axes.lines
+    assert list(means.get_xdata()) == [0, 1, 3]
+    assert list(means.get_ydata()) == pytest.approx([1.1, 1.55, 2.0])
