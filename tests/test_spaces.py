@@ -142,3 +142,12 @@ def test_a_space_survives_the_way_to_yaml_and_back(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, SPACE)
     (tmp_path / "copy.yaml").write_text(space_yaml(plan.space), encoding="utf-8")
     assert load_space(str(tmp_path / "copy.yaml")) == plan.space
+
+
+def test_a_recipe_that_does_not_distil_has_nothing_of_it() -> None:
+    space = load_space("strict-small")
+    assert flatten(plan_search(space).recipe)["distill.top_k"] == space.fixed["distill.top_k"]
+    plan = plan_search(space, recipe="hgrn2-360m")
+    for key in ("distill.top_k", "distill.weight", "distill.temperature"):
+        assert f"{key}: the recipe hgrn2-360m does not distil" in plan.left_out
+    assert "training.learning_rate" in plan.space.parameters

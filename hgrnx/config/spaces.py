@@ -212,7 +212,8 @@ class SpaceConfig(Section):
     recipe: str
     """The recipe that it starts from: a shipped one, or a YAML file."""
     fixed: dict[str, Any] = Field(default_factory=dict)
-    """Values of the recipe, by dotted key, that hold for the teacher and every trial."""
+    """Values of the recipe, by dotted key, that hold for the teacher and every trial; of its section ``distill`` only
+    where it distils."""
     trials: dict[str, Any] = Field(default_factory=dict)
     """Values of the recipe's ``launch`` section that trials have instead, so that several run at once; the teacher
     keeps the recipe's. They hold for the space's own recipe only."""
@@ -322,19 +323,23 @@ def plan_search(
         UserError: keys that the recipe does not have, values that it cannot have at an end of a range, conditions
             on unknown keys; all are named. Or nothing is left to search.
     """
-    fixed = dict(space.fixed)
+    plain = load_recipe(recipe or space.recipe, overrides)
+    distils = not isinstance(plain, Recipe) or plain.distill is not None
+    no_distillation = f"the recipe {plain.name} does not distil"
+    fixed = {key: value for key, value in space.fixed.items() if distils or not key.startswith("distill.")}
+    left_out = [f"{key}: {no_distillation}" for key in space.fixed if key not in fixed]
     if space.words is not None:
         fixed["training.duration"] = f"{space.words} words"
     if track is not None:
         fixed["data.track"] = track
     base = load_recipe(recipe or space.recipe, [*(f"{key}={json.dumps(v)}" for key, v in fixed.items()), *overrides])
     given = {override.partition("=")[0].strip() for override in overrides}
-    parameters, left_out = {}, []
+    parameters = {}
     for key, parameter in space.parameters.items():
         if key in given:
             left_out.append(f"{key} is fixed")
-        elif key.startswith("distill.") and isinstance(base, Recipe) and base.distill is None:
-            left_out.append(f"{key}: the recipe {base.name} does not distil")
+        elif key.startswith("distill.") and not distils:
+            left_out.append(f"{key}: {no_distillation}")
         else:
             parameters[key] = parameter
     if not parameters:
