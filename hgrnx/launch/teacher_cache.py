@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -114,7 +115,11 @@ def _make_on_ray(
     workers = int(have["GPU"] if launch.use_gpu else have["CPU"] // launch.cpus_per_worker)
     shares = min(len(shards), workers * _SHARES_PER_WORKER)
     task = ray.remote(_make_share).options(
-        num_cpus=launch.cpus_per_worker, num_gpus=int(launch.use_gpu), max_retries=_RETRIES
+        num_cpus=launch.cpus_per_worker,
+        num_gpus=int(launch.use_gpu),
+        max_retries=_RETRIES,
+        # Anywhere, also when the driver of a trial asks, which sits in a placement group without CPUs.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
     )
     content = recipe.model_dump(mode="json")
     waiting = [

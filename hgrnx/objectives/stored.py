@@ -22,6 +22,7 @@ from hgrnx.config import SIGNAL_TEMPERATURES
 from hgrnx.ops import TeacherSignal
 
 _CPU_BLOCK_ELEMENTS = 2**18  # as in hgrnx.ops.chunk_losses: some blocks of float32 fit a core's cache
+_CPU_PRODUCT_TOKENS = 512  # with fewer a product reads the head from memory more often than it is worth
 _BLOCK_TOKENS = 4096
 
 
@@ -80,24 +81,50 @@ def top_k_of(hidden_ND: Tensor, head_VD: Tensor, vocab_size: int, k: int) -> Top
     The products are in the head's type, as in :func:`hgrnx.ops.head_loss` with the same teacher beside the student; all
     else is in float32.
     """
-    tokens = _BLOCK_TOKENS if hidden_ND.device.type != "cpu" else max(1, _CPU_BLOCK_ELEMENTS // vocab_size)
+    on_cpu = hidden_ND.device.type == "cpu"
+    tokens = max(1, _CPU_BLOCK_ELEMENTS // vocab_size) if on_cpu else _BLOCK_TOKENS
     blocks = []
-    for hidden_nD in hidden_ND.split(tokens):
-        logits_nV = (hidden_nD.to(head_VD.dtype) @ head_VD.T)[:, :vocab_size].float()
-        # One more than is kept: the largest of the rest, from which its sums are counted.
-        sorted_nk, ids_nk = logits_nV.topk(min(k + 1, vocab_size))
-        top_n1 = sorted_nk[:, :1]
-        if k == vocab_size:
-            rest_nR = logits_nV.new_full((len(logits_nV), len(SIGNAL_TEMPERATURES)), -torch.inf)
-        else:
-            below_n1 = sorted_nk[:, -1:]
-            rest_nV = logits_nV.scatter_(1, ids_nk[:, :k], -torch.inf).sub_(below_n1)
-            sums = [
-                (rest_nV / T).exp_().sum(1, keepdim=True).log_() + (below_n1 - top_n1) / T for T in SIGNAL_TEMPERATURES
-            ]
-            rest_nR = torch.cat(sums, 1)
-        blocks.append(TopK(rest_nR, sorted_nk[:, :k] - top_n1, ids_nk[:, :k]))
+    for hidden_nD in hidden_ND.split(_CPU_PRODUCT_TOKENS if on_cpu else _BLOCK_TOKENS):
+        whole_nV = (hidden_nD.to(head_VD.dtype) @ head_VD.T)[:, :vocab_size]
+        blocks += [_top_k_of_logits(logits_nV.float(), k) for logits_nV in whole_nV.split(tokens)]
     return TopK(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+
+def _top_k_of_logits(logits_nV: Tensor, k: int) -> TopK:
+    """Overwrites the logits."""
+    vocab_size = logits_nV.shape[1]
+    # One more than is kept: the largest of the rest, from which its sums are counted.
+    sorted_nk, ids_nk = logits_nV.topk(min(k + 1, vocab_size))
+    top_n1 = sorted_nk[:, :1]
+    if k == vocab_size:
+        rest_nR = logits_nV.new_full((len(logits_nV), len(SIGNAL_TEMPERATURES)), -torch.inf)
+    else:
+        below_n1 = sorted_nk[:, -1:]
+        rest_nV = logits_nV.scatter_(1, ids_nk[:, :k], -torch.inf).sub_(below_n1)
+        rest_nR = _log_sum_exp(rest_nV) + (below_n1 - top_n1) / logits_nV.new_tensor(SIGNAL_TEMPERATURES)
+    return TopK(rest_nR, sorted_nk[:, :k] - top_n1, ids_nk[:, :k])
+
+
+def _log_sum_exp(rest_nV: Tensor) -> Tensor:
+    """log of the sum of exp(rest / T) over V, at each of ``SIGNAL_TEMPERATURES`` [n, R]; overwrites ``rest_nV``, whose
+    largest is 0.
+
+    One exponential, at the highest temperature: all others are whole powers of it.
+    """
+    highest = SIGNAL_TEMPERATURES[-1]
+    once_nV = rest_nV.div_(highest).exp_()
+    twice_nV = once_nV * once_nV
+    power_nV, power = once_nV.clone(), 1
+    sums = []
+    for T in reversed(SIGNAL_TEMPERATURES):
+        wanted = round(highest / T)
+        assert math.isclose(wanted * T, highest), "no whole power"
+        while power < wanted:
+            step = min(2, wanted - power)
+            power_nV.mul_(twice_nV if step == 2 else once_nV)
+            power += step
+        sums.append(power_nV.sum(1).log_())
+    return torch.stack(sums[::-1], 1)
 
 
 def rest_weights(temperature: float) -> list[float]:

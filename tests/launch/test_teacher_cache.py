@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import ray
+from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hgrnx.config import DataConfig, Recipe, recipe_from_dict
 from hgrnx.console import make_console
@@ -191,6 +193,33 @@ def test_workers_make_what_one_process_makes(
     there = shards(folder)
     assert {name: content for name, (content, _) in there.items()} == {n: content for n, (content, _) in here.items()}
     assert ensure(places, dataset) == folder and shards(folder) == there
+
+
+def _ensured(content: dict[str, Any], data_dir: str, home: str) -> str:
+    """In a trial's driver."""
+    made = recipe_from_dict(content)
+    assert isinstance(made, Recipe)
+    return str(ensure_signal(made, PreparedDataset.open(Path(data_dir)), resolve_places(home), make_console()))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_driver_of_a_trial_has_it_made_outside_of_its_placement_group(
+    places: Places, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune's drivers hold no CPU, and what they start stays in their group unless told otherwise."""
+    monkeypatch.undo()
+    group = placement_group([{"memory": 1024 * 1024}])
+    driver = ray.remote(_by_value(_ensured)).options(
+        num_cpus=0,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True),
+    )
+    try:
+        content = recipe().model_dump(mode="json")
+        folder = Path(ray.get(driver.remote(content, str(dataset.dir), str(places.home)), timeout=120))
+        assert folder.parent == places.signals and shards(folder)
+    finally:
+        remove_placement_group(group)
 
 
 def _dying(*arguments: Any) -> None:
