@@ -77,6 +77,7 @@ def importances(plan: SearchPlan, trials: Sequence[Trial]) -> dict[str, float]:
     """
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     objective = plan.space.objectives[0]
     done = [trial for trial in trials if trial.status in ("finished", "stopped")]
     if all(trial.status == "finished" for trial in done):
