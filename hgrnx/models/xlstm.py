@@ -31,6 +31,7 @@ from hgrnx.ops import (
 
 _KERNEL = 4  # tokens in a window of the convolution
 _PROJECTION_BLOCK = 4  # channels that queries, keys and values mix
+_PRODUCT_BLOCK = 64  # channels of one matrix product: copying and multiplying fours takes longer than the zeros do
 _NORM_EPS = 1e-5
 
 
@@ -67,8 +68,13 @@ class HeadwiseLinear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(parts, size // parts, size // parts))  # [part, output, input]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        parts = x_BTD.unflatten(-1, (self.weight.shape[0], -1))
-        return torch.einsum("bthi,hoi->btho", parts, self.weight).flatten(-2)
+        parts, size, _ = self.weight.shape
+        together = math.gcd(parts, max(1, _PRODUCT_BLOCK // size))
+        weight = self.weight.unflatten(0, (-1, together))
+        # Several parts next to each other as one block-diagonal matrix.
+        diagonal = torch.eye(together, dtype=weight.dtype, device=weight.device)
+        blocks_hoi = torch.einsum("hpoi,pq->hpoqi", weight, diagonal).flatten(3).flatten(1, 2)
+        return torch.einsum("bthi,hoi->btho", x_BTD.unflatten(-1, (len(blocks_hoi), -1)), blocks_hoi).flatten(-2)
 
 
 class HeadNorm(nn.Module):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -191,10 +192,15 @@ def truncate_metrics(path: Path, last_step: int) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write ``path`` so that its reader, even after a kill, finds the old content or the new one whole."""
+    """Write ``path`` so that its reader, even after a kill, finds the old content or the new one whole.
+
+    A file has one writer at a time: what others have left beside it was left by a kill, and goes.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with aside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)

@@ -76,6 +76,11 @@ def test_a_kill_while_resuming_loses_nothing(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         JsonlTracker(path, resume_step=1)
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    monkeypatch.undo()
+    (tmp_path / ".metrics.jsonl.0.tmp").touch()  # of another process
+    JsonlTracker(path, resume_step=1)
+    assert steps(path) == [1]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
