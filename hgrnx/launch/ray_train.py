@@ -24,11 +24,13 @@ from hgrnx.launch.beside import BesideScorer, has_room_beside
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
 from hgrnx.launch.trial_board import BoardTracker, wait_for_decision
-from hgrnx.launch.workers import ListeningTorchConfig, Reporter, place_of, signature
+from hgrnx.launch.workers import ListeningTorchConfig, Reporter, StartWatch, place_of, signature
 from hgrnx.paths import Places, resolve_places
 
 _HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 _PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+_START_S = 60.0
+"""Seconds that a worker has at least to begin: torch is imported meanwhile, on any disk."""
 _MOST_NOTICES = 10
 """How often workers may be told to leave before the run gives up, where ``launch.max_failures`` is less."""
 
@@ -87,6 +89,7 @@ def train_on_ray(
         run_config=RunConfig(
             name="train",
             storage_path=str(ray_folder),
+            callbacks=[StartWatch(max(_START_S, launch.collective_timeout_s))],
             failure_config=FailureConfig(
                 max_failures=launch.max_failures,
                 controller_failure_limit=launch.max_failures,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import traceback
 from typing import Any
 
 import ray
 from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from hgrnx.training import notice
 from hgrnx.training.distributed import rank_and_world
@@ -40,6 +42,39 @@ class _ListeningBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         # and their replacements would wait for it for half a minute.
         os.environ.setdefault(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, "5")
         super().on_shutdown(worker_group, backend_config)
+
+
+class StartWatch(WorkerGroupCallback):
+    """Ends workers that have not begun to train ``patience_s`` after they were there, so that others are started.
+
+    Ray Train waits without end for a worker that hangs before its training; from there on it looks after it.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._timer: threading.Timer | None = None  # only ever in Ray Train's controller
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        self._rest()
+        self._timer = threading.Timer(self._patience_s, _end, [[worker.actor for worker in workers]])
+        self._timer.daemon = True
+        self._timer.start()
+        return {}
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        self._rest()
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _end(actors: list[Any]) -> None:
+    for actor in actors:
+        ray.kill(actor)
 
 
 class Reporter:

@@ -117,8 +117,10 @@ class Disturbed:
 
     def _hang(self, job: subprocess.Popen[bytes]) -> None:
         victim = self._victim()
+        # One that hangs while it is being made is found by nobody: Ray Train waits for it without end.
+        wait_until(lambda: "__init__" not in " ".join(victim.cmdline()), 60, "a worker to be made")
         victim.suspend()
-        wait_until(lambda: not victim.is_running() or victim.status() == "zombie", 120, "a stopped worker to be found")
+        wait_until(lambda: not victim.is_running() or victim.status() == "zombie", 180, "a stopped worker to be found")
 
     def _sigterm_worker(self, job: subprocess.Popen[bytes]) -> None:
         self._victim().terminate()

@@ -1,11 +1,18 @@
-"""What a worker makes of its errors, and what the board remembers of them."""
+"""What a worker makes of its errors, what the board remembers of them, and who ends one that hangs."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch.distributed as dist
 
 from hgrnx.launch.progress import Board
-from hgrnx.launch.workers import place_of, signature
+from hgrnx.launch.workers import StartWatch, place_of, signature
 
 
 def raised(message: str, step: int) -> Exception:
@@ -47,3 +54,27 @@ def test_the_board_passes_on_that_the_driver_was_told_to_leave() -> None:
     assert board.read() == {"step": 1}
     board.left(5)
     assert board.take_left() == 5 and board.take_left() is None
+
+
+@pytest.mark.ray
+def test_a_worker_that_hangs_before_its_training_is_ended(local_ray: None) -> None:
+    import ray
+
+    class Worker:
+        def pid(self) -> int:
+            return os.getpid()
+
+    def ask(actor: Any) -> int:
+        return int(ray.get(actor.pid.remote(), timeout=60))
+
+    stopped, slow = (ray.remote(num_cpus=0)(Worker).remote() for _ in range(2))
+    os.kill(ask(stopped), signal.SIGSTOP)
+    StartWatch(0.5).before_init_train_context([SimpleNamespace(actor=stopped)])
+    with pytest.raises(ray.exceptions.RayActorError):
+        ask(stopped)
+    watch = StartWatch(0.5)
+    ask(slow)
+    watch.before_init_train_context([SimpleNamespace(actor=slow)])
+    watch.after_worker_group_training_start(None)
+    time.sleep(1)
+    assert ask(slow)
