@@ -35,11 +35,14 @@ class MuonAdamW(torch.optim.Optimizer):
     """Groups with ``muon=True`` are stepped by Muon, the others by torch's AdamW with ``adamw``'s options.
 
     A group of Muon holds matrices, or with ``shards`` (:class:`Shards`) one flat tensor, this rank's part of them:
-    then a step exchanges the momentum once and is collective.
+    then a step exchanges the momentum once and is collective. The orthogonal matrices are computed in ``dtype``.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, **adamw: Any) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], *, momentum: float, dtype: torch.dtype = torch.float32, **adamw: Any
+    ) -> None:
         super().__init__([{"muon": False, **group} for group in groups], {"momentum": momentum, **adamw})
+        self._dtype = dtype
         self._adamw = torch.optim.AdamW([torch.empty(0)], **adamw)
         for group in self.param_groups:  # what AdamW's constructor adds by itself
             group.update({key: value for key, value in self._adamw.param_groups[0].items() if key not in group})
@@ -66,18 +69,18 @@ class MuonAdamW(torch.optim.Optimizer):
         average = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
         wanted = gradient.lerp(average, group["momentum"])  # Nesterov's
         shards = group.get("shards")
-        update = _orthogonal(wanted) if shards is None else _orthogonal_shard(wanted, shards)
+        if shards is None:
+            update = _orthogonal(wanted, self._dtype)
+        else:
+            update = _orthogonal_shard(wanted, shards, self._dtype)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
-def _orthogonal(matrix_MN: Tensor) -> Tensor:
-    """About U V^T of the singular value decomposition, by Newton and Schulz, times 0.2 sqrt(max(M, N)).
-
-    In bfloat16 on a GPU, as its authors do; on a CPU in float32, where it is not slower.
-    """
+def _orthogonal(matrix_MN: Tensor, dtype: torch.dtype) -> Tensor:
+    """About U V^T of the singular value decomposition, by Newton and Schulz in ``dtype``, times 0.2 sqrt(max(M, N))."""
     m, n = matrix_MN.shape
     a, b, c = _COEFFICIENTS
-    x = matrix_MN.bfloat16() if matrix_MN.is_cuda else matrix_MN
+    x = matrix_MN.to(dtype)
     x = x if m <= n else x.T
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(_ITERATIONS):
@@ -86,7 +89,7 @@ def _orthogonal(matrix_MN: Tensor) -> Tensor:
     return (x if m <= n else x.T).to(matrix_MN.dtype) * (_RMS * max(m, n) ** 0.5)
 
 
-def _orthogonal_shard(shard_S: Tensor, shards: Shards) -> Tensor:
+def _orthogonal_shard(shard_S: Tensor, shards: Shards, dtype: torch.dtype) -> Tensor:
     """This rank's part of the orthogonal matrices, each computed where a part of it lies."""
     whole = shard_S
     if shards.world_size > 1:
@@ -98,6 +101,6 @@ def _orthogonal_shard(shard_S: Tensor, shards: Shards) -> Tensor:
         end = begin + shape.numel()
         low, high = max(begin, first), min(end, last)
         if low < high:
-            matrix = _orthogonal(whole[begin:end].view(shape)).flatten()
+            matrix = _orthogonal(whole[begin:end].view(shape), dtype).flatten()
             update_S[low - first : high - first] = matrix[low - begin : high - begin]
     return update_S

@@ -59,7 +59,9 @@ def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Op
         "fused": devices <= {"cpu", "cuda"},
     }
     if training.optimizer == "muon":
-        return MuonAdamW(groups, momentum=training.momentum, **options)
+        # Its authors' choice is bfloat16; where float32 is asked for, the step is exact to float32.
+        dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+        return MuonAdamW(groups, momentum=training.momentum, dtype=dtype, **options)
     return torch.optim.AdamW(groups, **options)
 
 

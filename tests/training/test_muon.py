@@ -44,16 +44,21 @@ def by_hand(weight: Tensor, steps: list[Tensor], momentum: float, decay: float) 
 def test_matrices_take_muon_s_step(shape: tuple[int, int]) -> None:
     weight = nn.Parameter(torch.ones(shape))
     optimizer = MuonAdamW([{"params": [weight], "weight_decay": 0.3, "muon": True}], momentum=0.9, **OPTIONS)
+    rounded = nn.Parameter(torch.ones(shape))
+    group = {"params": [rounded], "weight_decay": 0.3, "muon": True}
+    in_bf16 = MuonAdamW([group], momentum=0.9, dtype=torch.bfloat16, **OPTIONS)
     torch_s = nn.Parameter(torch.ones(shape))
     theirs = torch.optim.Muon([torch_s], 1e-2, 0.3, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     for gradient in gradients(*shape):
-        weight.grad, torch_s.grad = gradient.clone(), gradient.clone()
-        optimizer.step()
-        theirs.step()
+        weight.grad, torch_s.grad, rounded.grad = (gradient.clone() for _ in range(3))
+        for one in (optimizer, in_bf16, theirs):
+            one.step()
     expected = by_hand(torch.ones(shape), gradients(*shape), 0.9, 0.3)
     torch.testing.assert_close(weight.detach().double(), expected, rtol=0, atol=1e-5)
     # torch's iterates in bfloat16: a few per cent of what four steps moved
     assert (weight - torch_s).norm() < 0.05 * (expected - 1).norm()
+    assert (rounded - torch_s).norm() < 0.02 * (expected - 1).norm()
+    assert not torch.equal(rounded, weight)
     moved = (weight - 1).detach().square().mean().sqrt() / 1e-2
     assert 0.1 < moved < 2.0, "four steps of about 0.2 learning rates"
 
