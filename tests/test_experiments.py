@@ -18,7 +18,7 @@ def parameters(recipe: Recipe) -> int:
 
 
 def test_each_experiment_has_every_scale() -> None:
-    assert set(shipped_experiments()) == {"table2", "dynamics", "data", "distill", "lr-sweep"}
+    assert set(shipped_experiments()) == {"table2", "dynamics", "data", "distill", "lr-sweep", "training"}
     for name in shipped_experiments():
         assert set(load_experiment(name).scales) == {"demo", "cpu", "gpu", "paper"}
 
