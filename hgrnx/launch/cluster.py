@@ -14,6 +14,7 @@ import ray
 
 from hgrnx.config import LaunchConfig
 from hgrnx.errors import UserError
+from hgrnx.launch import orphans
 from hgrnx.ops.cpu import ONE_HEAP
 from hgrnx.paths import Places
 from hgrnx.tracking.store_check import shown
@@ -49,7 +50,7 @@ def connected(places: Places, *, dashboard: bool = False) -> Iterator[None]:
     ray.init(
         address=address,
         **options,
-        runtime_env={"env_vars": variables},
+        runtime_env={"env_vars": variables, "worker_process_setup_hook": orphans.HOOK},
         log_to_driver=False,  # what a person needs of the workers comes through the progress board
         logging_level=logging.WARNING,
     )

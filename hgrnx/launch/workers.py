@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-import time
 import traceback
 from typing import Any
 
@@ -17,7 +16,6 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from hgrnx.training import notice
 from hgrnx.training.distributed import rank_and_world
 
-_LOOK_S, _ALONE_S = 1.0, 5.0
 _COLLATERAL = ("gloo", "nccl", "connection reset", "connection closed", "broken pipe", "timed out")
 """In the messages of errors that come of another worker's end."""
 
@@ -37,7 +35,6 @@ class ListeningTorchConfig(TorchConfig):
 class _ListeningBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(notice.listen)
-        worker_group.execute(end_with_parent)
         super().on_start(worker_group, backend_config)
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
@@ -45,19 +42,6 @@ class _ListeningBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         # and their replacements would wait for it for half a minute.
         os.environ.setdefault(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, "5")
         super().on_shutdown(worker_group, backend_config)
-
-
-def end_with_parent() -> None:
-    """From now on this process ends when its parent does, the raylet: some workers of a lost node stay for ever."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_S)
-        time.sleep(_ALONE_S)  # for Ray, which ends most by itself
-        os._exit(1)
-
-    threading.Thread(target=watch, name="hgrnx-parent", daemon=True).start()
 
 
 class StartWatch(WorkerGroupCallback):
