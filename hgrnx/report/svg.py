@@ -13,6 +13,8 @@ from html import escape
 WIDTH = 480
 """Units of the drawing; a phone shows 480 of them at about 350 pixels, so text has 13."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 44
+_LETTER = 7.6
+"""Width of a letter of a wide font of 13 units, on average."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def line_chart(
 
 def dot_chart(rows: Sequence[str], series: Sequence[Series], x_label: str, *, level: float | None = None) -> str:
     """A row for each name, in which every series has a dot with its error bar; a point's ``y`` is the row's number."""
-    left, step = 190, 14 + 7 * len(series)
+    left, step = round(16 + _LETTER * max(map(len, rows))), 14 + 7 * len(series)
     height = _TOP + step * len(rows) + _BOTTOM
     values = [
         value
