@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hgrnx.config import Recipe
+from hgrnx.config import DistillRecipe, Recipe, load_recipe
 from hgrnx.config.experiments import ExperimentConfig, load_experiment, plan_experiment, shipped_experiments
 from hgrnx.config.files import validated
 from hgrnx.errors import UserError
@@ -53,6 +53,17 @@ def test_table2_compares_equals(scale: str) -> None:
 def test_the_sweep_tries_the_models_of_table2() -> None:
     swept = {arm.family: arm.recipes[0].model for arm in plan_experiment("lr-sweep", "cpu").arms.values()}
     assert swept == {name: arm.recipes[0].model for name, arm in plan_experiment("table2", "cpu").arms.items()}
+
+
+def test_ways_of_training_are_those_of_the_shipped_recipes() -> None:
+    arms = plan_experiment("training", "cpu").arms
+    muon, distilled = load_recipe("strict-small-muon"), load_recipe("strict-small-cpu")
+    assert isinstance(muon, Recipe) and isinstance(distilled, DistillRecipe)
+    for arm, shipped in (("muon", muon), ("large-batch", distilled.twin_recipe())):
+        tried = arms[arm].recipes[0]
+        assert (tried.model, tried.data) == (shipped.model, shipped.data)
+        habits = {"checkpoint_every": tried.training.checkpoint_every, "log_every": tried.training.log_every}
+        assert tried.training == shipped.training.model_copy(update=habits)
 
 
 def test_students_and_twins_begin_alike_and_teachers_do_not() -> None:
