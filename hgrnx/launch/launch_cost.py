@@ -36,6 +36,8 @@ WARM_UP = 6
 _ASKED_EVERY = 100
 """Steps between two checkpoints, for which their cost is told: between few, it can be measured sooner."""
 _POLL_S = 0.01
+_END_S = 10.0
+"""What has not ended by then ends with this process, or with the cluster."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,9 @@ class _Run:
 
     def end(self) -> None:
         """End the run; nothing of it is left."""
-        with suppress(psutil.NoSuchProcess, UserError):
+        with suppress(psutil.NoSuchProcess, UserError):  # it may not have come to its first step
             self._worker().kill()
-        self._thread.join()
+        self._thread.join(_END_S)
         shutil.rmtree(self._run_dir, ignore_errors=True)
 
     def _times(self) -> list[float]:
@@ -176,7 +178,7 @@ class _Run:
 
     def _in_a_process(self, recipe: Recipe, dataset: PreparedDataset, places: Places, threads: int) -> None:
         process = multiprocessing.get_context("spawn").Process(
-            target=_train, args=(recipe.model_dump(mode="json"), dataset.dir, self._run_dir, threads)
+            target=_train, args=(recipe.model_dump(mode="json"), dataset.dir, self._run_dir, threads), daemon=True
         )
         process.start()
         process.join()

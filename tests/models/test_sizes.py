@@ -15,7 +15,14 @@ MILLIONS = {
     "mamba-350m": 350.4,
     "xlstm-340m": 338.2,
 }
-SMALL = ["strict-small-cpu", "strict-small-muon", "transformer-small-cpu", "lstm-small-cpu", "mamba-small-cpu", "xlstm-small-cpu"]
+SMALL = [
+    "strict-small-cpu",
+    "strict-small-muon",
+    "transformer-small-cpu",
+    "lstm-small-cpu",
+    "mamba-small-cpu",
+    "xlstm-small-cpu",
+]
 
 
 def model_of(name: str) -> ModelConfig:
