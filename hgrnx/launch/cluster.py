@@ -28,6 +28,9 @@ def connected(places: Places, *, dashboard: bool = False) -> Iterator[None]:
     here takes nobody without its token, which only this process and its children know. A ``dashboard`` (on loopback)
     is needed where several runs follow one another: without it Ray Train cannot see that the driver of a run is gone,
     and keeps the CPUs of its workers.
+
+    Raises:
+        UserError: Ray did not start here in time.
     """
     if ray.is_initialized():
         yield
@@ -47,13 +50,21 @@ def connected(places: Places, *, dashboard: bool = False) -> Iterator[None]:
         variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{options['dashboard_port']}"
         # A run has more processes than a laptop has cores, most of them idle; Ray would warn of them again and again.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-    ray.init(
-        address=address,
-        **options,
-        runtime_env={"env_vars": variables, "worker_process_setup_hook": orphans.HOOK},
-        log_to_driver=False,  # what a person needs of the workers comes through the progress board
-        logging_level=logging.WARNING,
-    )
+    try:
+        ray.init(
+            address=address,
+            **options,
+            runtime_env={"env_vars": variables, "worker_process_setup_hook": orphans.HOOK},
+            log_to_driver=False,  # what a person needs of the workers comes through the progress board
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start on this machine in time; most likely it is busy with other work. Give the command "
+            "again when it is less so."
+        ) from error
     try:
         yield
     finally:

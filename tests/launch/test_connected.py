@@ -106,3 +106,20 @@ def test_threads_of_workers_have_no_heaps_of_their_own(tmp_path: Path) -> None:
     assert printed(HEAPS, tmp_path) == ["1"]
     (many,) = printed(HEAPS, tmp_path, MALLOC_ARENA_MAX="8")  # the user's choice stays
     assert int(many) > 1
+
+
+def test_a_machine_too_busy_for_ray_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from hgrnx.errors import UserError
+    from hgrnx.launch.cluster import connected
+    from hgrnx.paths import resolve_places
+
+    def too_slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")  # Ray's own words
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # or it would make a token in this process's environment
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_slow)
+    with pytest.raises(UserError, match="busy with other work"), connected(resolve_places(tmp_path)):
+        pass
