@@ -122,7 +122,9 @@ def test_hidden_matrices_are_muon_s_and_embedding_and_head_are_not(tie: bool) ->
     assert hidden == {name for name in names.values() if "proj" in name}
     assert len(hidden) == 14
     assert not any(group.get("muon") for group in parameter_groups(model, 0.1))
-    assert type(make_optimizer(model, TrainingConfig(optimizer="muon", momentum=0.8))) is MuonAdamW
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        made = make_optimizer(model, TrainingConfig(optimizer="muon", precision=precision))
+        assert isinstance(made, MuonAdamW) and made._dtype == dtype
 
 
 def make_engine(seed: int = 1) -> TorchEngine:
