@@ -114,8 +114,12 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ),
         ("name: x\nevaluation: {best: tasks/mean/accuracy, tasks: [bear, blimp]}\n", "no metric 'tasks/mean/accuracy'"),
         ("name: x\nevaluation: {best: blimp}\n", "known: dev/bits_per_byte, dev/loss, pairs/accuracy, "),
-        ("name: x\nevaluation: {best: pairs/accuracy, pairs_per_file: 3}\n", "but pairs_per_file=3 is a sample"),
-        ("name: x\nevaluation: {best: dev/loss, dev_documents: 3}\n", "but dev_documents=3 is a sample"),
+        (
+            "name: x\nevaluation: {best: pairs/accuracy, pairs_per_file: 3}\n",
+            "but pairs_per_file is 3 and the end uses all",
+        ),
+        ("name: x\nevaluation: {best: dev/loss, dev_documents: 3}\n", "is 3 and the end uses all. Leave dev_documents"),
+        ("name: x\nevaluation: {best: dev/loss, final_dev_documents: 3}\n", "is all and the end uses 3. Set both"),
     ],
 )
 def test_refusals(tmp_path: Path, text: str, part: str) -> None:

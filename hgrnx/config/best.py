@@ -22,7 +22,14 @@ def averaged(tasks: Sequence[str]) -> list[str]:
     return [task for task in dict.fromkeys(tasks) if task != "bear"]
 
 
-def check_metric(metric: str, tasks: Sequence[str], dev_documents: int | None, pairs_per_file: int | None) -> None:
+def check_metric(
+    metric: str,
+    tasks: Sequence[str],
+    *,
+    dev_documents: int | None,
+    final_dev_documents: int | None,
+    pairs_per_file: int | None,
+) -> None:
     """Refuse a metric that cannot exist, or that is not of the same items at every point.
 
     Names of groups are checked when the data have been read (``hgrnx.evaluation.points.check_best``).
@@ -35,11 +42,16 @@ def check_metric(metric: str, tasks: Sequence[str], dev_documents: int | None, p
     group = (parts[0] == "pairs" and len(parts) > 2) or (parts[0] == "tasks" and len(parts) > 3 and parts[1] in tasks)
     if metric not in known and not (group and parts[-1] == "accuracy"):
         raise ValueError(unknown(metric, known))
-    for section, key, value in (("dev", "dev_documents", dev_documents), ("pairs", "pairs_per_file", pairs_per_file)):
-        if parts[0] == section and value is not None:
+    for section, key, value, final in (
+        ("dev", "dev_documents", dev_documents, final_dev_documents),
+        ("pairs", "pairs_per_file", pairs_per_file, None),
+    ):
+        if parts[0] == section and value != final:
+            given, end = ("all" if number is None else f"{number:,}" for number in (value, final))
+            remedy = f"Leave {key} out" if final is None else f"Set both {key} and final_{key} to one number"
             raise ValueError(
-                f"best={metric} compares points, which must be measured on the same items; but {key}={value} is "
-                f"a sample, and the end uses everything. Leave {key} out"
+                f"best={metric} compares points, which must be measured on the same items; but {key} is {given} and "
+                f"the end uses {end}. {remedy}"
             )
 
 

@@ -170,7 +170,9 @@ class EvaluationConfig(Section):
     pairs_per_file: int | None = Field(default=None, gt=0)
     """Pairs of each file used during training (all when absent). The evaluation at the end uses all."""
     dev_documents: int | None = Field(default=None, gt=0)
-    """Development documents, evenly spaced, used during training (all when absent). The end uses all."""
+    """Development documents, evenly spaced, used during training (all when absent)."""
+    final_dev_documents: int | None = Field(default=None, gt=0)
+    """Development documents used at the end (all when absent): for many short runs, whose end would take long."""
     tasks: tuple[str, ...] = ()
     """Zero-shot benchmark tasks scored while the model learns: ``blimp``, ``supplement``, ``ewok``, ``bear``, ..."""
     data: str | None = None
@@ -185,7 +187,13 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _best_is_a_metric(self) -> EvaluationConfig:
         if self.best is not None:
-            check_metric(self.best, self.tasks, self.dev_documents, self.pairs_per_file)
+            check_metric(
+                self.best,
+                self.tasks,
+                dev_documents=self.dev_documents,
+                final_dev_documents=self.final_dev_documents,
+                pairs_per_file=self.pairs_per_file,
+            )
         return self
 
 

@@ -11,7 +11,7 @@ from hgrnx.config.experiments import ExperimentPlan
 from hgrnx.data.dataset import PreparedDataset, open_dataset
 from hgrnx.doctor.estimate import estimate
 from hgrnx.errors import UserError
-from hgrnx.launch.experiment_plan import ASSUMED_TOKENS_PER_WORD, plan_costs
+from hgrnx.launch.experiment_plan import ASSUMED_TOKENS_PER_WORD, plan_costs, room
 from hgrnx.paths import Places
 from hgrnx.report.summary import count, duration
 from hgrnx.tracking.environment import describe_environment
@@ -60,7 +60,13 @@ def print_plan(plan: ExperimentPlan, places: Places, console: Console) -> None:
         highlight=False,
     )
     if speeds:
-        console.print("Time from the tokens/s of a few steps tried here just now, random tokens.", highlight=False)
+        here = {"CPU": describe_environment()["cpu_cores"], "GPU": torch.cuda.device_count()}
+        at_once = min(room(arm.recipes[plan.seeds[0]], here) for arm in plan.arms.values())
+        console.print(
+            "Time from the tokens/s of a few steps tried here just now, random tokens, one run by itself; "
+            f"this machine has room for {at_once} at a time.",
+            highlight=False,
+        )
     else:
         hours = total_seconds / 3600
         console.print(

@@ -56,8 +56,8 @@ def evaluate(
     Args:
         model: a plain model with whole weights; its training mode is restored.
         dataset: a ``PreparedDataset``.
-        evaluation: which pairs, and how many of them (and of the held-out documents) before the end.
-        final: use everything.
+        evaluation: which pairs, and how many of them and of the held-out documents.
+        final: use all pairs, and as many documents as the end of a run does.
         rank, world_size, gather: see :func:`~hgrnx.evaluation.minimal_pairs.score_pairs`.
         precision: of the hidden states.
         on_progress: called with this rank's sentences done and in all.
@@ -70,7 +70,7 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        documents = None if final else getattr(evaluation, "dev_documents", None)
+        documents = evaluation.final_dev_documents if final else evaluation.dev_documents
         split = dataset.split("dev")
         part = bits_per_byte(model, split, documents=documents, rank=rank, world_size=world_size, precision=precision)
         counts = reduce(Counts.merge, gather(part))

@@ -23,7 +23,7 @@ from hgrnx.errors import UserError
 from hgrnx.evaluation.catalogue import Plan, plan_tasks
 from hgrnx.launch.cluster import connected
 from hgrnx.launch.evaluate_tasks import evaluate_tasks
-from hgrnx.launch.experiment_plan import PlannedRun, experiment_folder, prepare_runs
+from hgrnx.launch.experiment_plan import PlannedRun, experiment_folder, prepare_runs, room
 from hgrnx.launch.experiment_report import write_report
 from hgrnx.launch.jobs import check_writable, run_stage
 from hgrnx.launch.milestones import score_milestones
@@ -112,15 +112,6 @@ def describe(plan: ExperimentPlan, runs: Sequence[PlannedRun], data: Path | None
     }
 
 
-def room(run: PlannedRun, resources: Mapping[str, float]) -> int:
-    """How many runs like this one the cluster can hold at a time, at least one (which checks itself)."""
-    launch = run.recipe.launch
-    fits = resources.get("CPU", 0) // (launch.num_workers * launch.cpus_per_worker)
-    if launch.use_gpu:
-        fits = min(fits, resources.get("GPU", 0) // launch.num_workers)
-    return max(1, int(fits))
-
-
 @dataclass
 class _Work:
     """One call of an experiment."""
@@ -147,7 +138,7 @@ class _Work:
         (self.folder / FAILURES).unlink(missing_ok=True)  # of an earlier call: all is tried again
         try:
             for generation in self._generations():
-                most = at_once or min(room(run, ray.cluster_resources()) for run in generation)
+                most = at_once or min(room(run.recipe, ray.cluster_resources()) for run in generation)
                 _each(generation, most, lambda run: self._one(run, parent))
             self._report(parent)
             finished = not self.failures

@@ -147,6 +147,15 @@ def cost_of(recipe: Recipe, dataset: PreparedDataset | None, teachers: list[Reci
     return Cost(model.parameter_counts(), words, tokens, per_token * tokens, dataset is None)
 
 
+def room(recipe: Recipe, resources: Mapping[str, float]) -> int:
+    """How many runs of ``recipe`` such resources (``CPU``, ``GPU``) hold at a time: at least one, which checks itself."""
+    launch = recipe.launch
+    fits = resources.get("CPU", 0) // (launch.num_workers * launch.cpus_per_worker)
+    if launch.use_gpu:
+        fits = min(fits, resources.get("GPU", 0) // launch.num_workers)
+    return max(1, int(fits))
+
+
 def experiment_folder(plan: ExperimentPlan, runs: list[PlannedRun], places: Places) -> Path:
     """Where an experiment is kept: its name, and a hash of all its runs, so that other settings are another one."""
     digest = hashlib.sha256(json.dumps(sorted(run.run_dir.name for run in runs)).encode()).hexdigest()[:8]

@@ -42,6 +42,11 @@ def test_samples_only_before_the_end(model: LanguageModel, dataset: Any) -> None
     counts = bits_per_byte(model, dataset.split("dev"), documents=3)
     assert sampled.metrics["dev/loss"] == pytest.approx(counts.nats_per_token)
     assert everything.metrics["dev/loss"] != sampled.metrics["dev/loss"]
+    few = evaluate(model, dataset, config.model_copy(update={"final_dev_documents": 4}), final=True)
+    assert few.metrics["dev/loss"] == pytest.approx(
+        bits_per_byte(model, dataset.split("dev"), documents=4).nats_per_token
+    )
+    assert few.metrics["pairs/accuracy"] == everything.metrics["pairs/accuracy"]
     wanted = [everything.predictions["islands"]["good"][i] for i in (0, 2, 5, 8, 11)]
     assert sampled.predictions["islands"]["good"] == pytest.approx(wanted, rel=1e-5)
 

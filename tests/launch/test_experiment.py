@@ -13,8 +13,8 @@ from rich.console import Console
 from hgrnx.config.experiments import ExperimentPlan, plan_experiment
 from hgrnx.errors import UserError
 from hgrnx.launch import experiment as running
-from hgrnx.launch.experiment import room, run_experiment
-from hgrnx.launch.experiment_plan import plan_costs, prepare_runs
+from hgrnx.launch.experiment import run_experiment
+from hgrnx.launch.experiment_plan import plan_costs, prepare_runs, room
 from hgrnx.launch.experiment_report import find_experiment, report_experiment
 from hgrnx.paths import Places, resolve_places
 
@@ -141,9 +141,8 @@ def test_cost_is_arithmetic(tmp_path: Path) -> None:
     assert known["student-2"] == student and known["twin"] == twin
 
 
-def test_room_is_what_the_cluster_has(tmp_path: Path) -> None:
-    (run, *_) = prepare_runs(short("table2", "launch.num_workers=2"), resolve_places(tmp_path), console())
-    assert [room(run, {"CPU": cpus}) for cpus in (1, 2, 5, 16)] == [1, 1, 2, 8]
-    launch = run.recipe.launch.model_copy(update={"use_gpu": True})
-    on_gpu = type(run)(**{**vars(run), "recipe": run.recipe.model_copy(update={"launch": launch})})
+def test_room_is_what_the_cluster_has() -> None:
+    recipe = short("table2", "launch.num_workers=2").arms["hgrn2"].recipes[0]
+    assert [room(recipe, {"CPU": cpus}) for cpus in (1, 2, 5, 16)] == [1, 1, 2, 8]
+    on_gpu = recipe.model_copy(update={"launch": recipe.launch.model_copy(update={"use_gpu": True})})
     assert room(on_gpu, {"CPU": 64, "GPU": 8}) == 4 and room(on_gpu, {"CPU": 4, "GPU": 8}) == 2
