@@ -148,7 +148,7 @@ def cost_of(recipe: Recipe, dataset: PreparedDataset | None, teachers: list[Reci
 
 
 def room(recipe: Recipe, resources: Mapping[str, float]) -> int:
-    """How many runs of ``recipe`` such resources (``CPU``, ``GPU``) hold at a time: at least one, which checks itself."""
+    """How many runs of ``recipe`` such resources (``CPU``, ``GPU``) hold: at least one, which checks itself."""
     launch = recipe.launch
     fits = resources.get("CPU", 0) // (launch.num_workers * launch.cpus_per_worker)
     if launch.use_gpu:
