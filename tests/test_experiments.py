@@ -59,7 +59,7 @@ def test_ways_of_training_are_those_of_the_shipped_recipes() -> None:
     arms = plan_experiment("training", "cpu").arms
     muon, distilled = load_recipe("strict-small-muon"), load_recipe("strict-small-cpu")
     assert isinstance(muon, Recipe) and isinstance(distilled, DistillRecipe)
-    for arm, shipped in (("muon", muon), ("large-batch", distilled.twin_recipe())):
+    for arm, shipped in (("twice", muon), ("large-batch", distilled.twin_recipe())):
         tried = arms[arm].recipes[0]
         assert (tried.model, tried.data) == (shipped.model, shipped.data)
         habits = {"checkpoint_every": tried.training.checkpoint_every, "log_every": tried.training.log_every}
