@@ -86,7 +86,7 @@ class LSTMConfig(Section):
     """One matrix for the embedding and the output head; a projection from ``hidden_size`` to ``embedding_size``
     comes before it. Untied, the head reads the last layer itself and is ``hidden_size`` wide."""
     initializer_range: float = Field(default=0.02, gt=0)
-    """Standard deviation of the initial embedding, projection and head."""
+    """Standard deviation of the initial projection or head."""
 
     @model_validator(mode="after")
     def _dropout_has_a_place(self) -> LSTMConfig:
