@@ -95,6 +95,7 @@ def describe(plan: ExperimentPlan, runs: Sequence[PlannedRun], data: Path | None
             "words": mine[0].cost.words,
             "tokens": mine[0].cost.tokens,
             "flops": mine[0].cost.flops,
+            "dev_documents": mine[0].recipe.evaluation.final_dev_documents,
             "runs": {str(run.seed): run.run_dir.name for run in mine},
         }
     return {

@@ -74,7 +74,11 @@ def compare_arms(record: ExperimentRecord) -> list[ArmDifference]:
     """Every comparison of the experiment, on every measure that the finished runs of both arms have."""
     differences = []
     for first, second in record.plan["comparisons"]:
-        texts = {run.environment.get("data_hash") for run in [*record.of(first), *record.of(second)]}
+        texts = {
+            (run.environment.get("data_hash"), record.plan["arms"][arm]["dev_documents"])
+            for arm in (first, second)
+            for run in record.of(arm)
+        }
         measures = [*([BITS] if len(texts) == 1 else []), *record.tasks()]
         for measure in measures:
             found = _compare(record, first, second, measure)

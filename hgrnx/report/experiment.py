@@ -66,13 +66,22 @@ def _results(record: ExperimentRecord, arms: Sequence[Arm]) -> Part:
         )
     note = (
         "Means over seeds ± their standard error over seeds (none with one seed); in brackets the standard error over "
-        "items of a single run. Tasks in percent, a tie counts half; bits per byte of the development text."
+        f"items of a single run. Tasks in percent, a tie counts half; bits per byte of {_development_text(arms)}."
     )
     tables = [Table(header, rows, note)]
     table = _paper_rows(record.plan, tasks)
     if table is not None:
         tables.append(table)
     return Part("Results", tables=tables)
+
+
+def _development_text(arms: Sequence[Arm]) -> str:
+    """What the last weights were asked to predict."""
+    parts = {arm.facts["dev_documents"] for arm in arms}
+    if parts == {None}:
+        return "the whole development text"
+    names = ["all" if part is None else f"{part:,}" for part in sorted(parts, key=lambda part: (part is None, part))]
+    return f"the development text, of which {' or '.join(names)} documents, evenly spaced, are read"
 
 
 def _paper_rows(plan: dict[str, Any], tasks: Sequence[str]) -> Table | None:

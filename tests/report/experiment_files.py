@@ -147,6 +147,7 @@ def write_experiment(runs: Path, *, finished: int = 15, milestones: bool = False
             "words": 1_000_000,
             "tokens": 1_726_464,
             "flops": 7.67e13,
+            "dev_documents": 2000 if vary else None,
             "runs": names,
         }
     plan = {

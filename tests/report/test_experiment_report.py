@@ -58,6 +58,8 @@ def test_differences_are_of_the_means_over_seeds(tmp_path: Path) -> None:
     other.write_text(other.read_text().replace("abab", "cdcd"))
     again = compare_arms(read_experiment(folder, tmp_path / "runs"))
     assert ("lstm", BITS) not in {(item.second, item.measure) for item in again}, "of another text"
+    record.plan["arms"]["mamba"]["dev_documents"] = 2000
+    assert ("mamba", BITS) not in {(item.second, item.measure) for item in compare_arms(record)}, "of other documents"
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -80,9 +82,10 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_curves_of_milestones_and_of_a_varied_key(tmp_path: Path) -> None:
     _, page, markdown = written(tmp_path / "a", finished=6, milestones=True)
-    assert page.charts == 1 + 3 + 3
+    assert page.charts == 1 + 3 + 3 and "bits per byte of the whole development text." in markdown
     _, page, markdown = written(tmp_path / "b", vary=True)
     assert "best temperature" in markdown and "| HGRN2 | 1 (at the edge) |" in markdown and page.charts == 1 + 4 + 3
+    assert "of the development text, of which 2,000 documents, evenly spaced, are read." in markdown
 
 
 def test_experiments_are_found_by_name(tmp_path: Path) -> None:
