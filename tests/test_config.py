@@ -144,13 +144,16 @@ def test_a_model_without_architecture_is_an_hgrn2(tmp_path: Path) -> None:
     assert isinstance(other, DistillRecipe) and other.student == TransformerConfig()
 
 
+OLD_SPREAD = ["teacher.initializer_range=0.02", "student.initializer_range=0.02"]
+
+
 def test_runs_from_before_a_key_keep_their_names() -> None:
-    """They would not be found any more, and trained again."""
-    demo = load_recipe("demo")
+    """They would not be found any more, and trained again. Their initial weights were N(0, 0.02)."""
+    demo = load_recipe("demo", OLD_SPREAD)
     assert isinstance(demo, DistillRecipe)
     assert run_name(demo.student_recipe(["t"]), "h") == "demo-student-4f51e16d"
     assert run_name(demo.twin_recipe(), "h") == "demo-twin-7a51a1ac"
-    stored = load_recipe("demo", ["distill.top_k=32"])
+    stored = load_recipe("demo", [*OLD_SPREAD, "distill.top_k=32"])
     assert isinstance(stored, DistillRecipe)
     assert run_name(stored.student_recipe(["t"]), "h") != run_name(demo.student_recipe(["t"]), "h")
 
@@ -275,7 +278,7 @@ def test_what_is_measured_does_not_change_the_run() -> None:
 
 def test_keys_added_later_leave_the_names_of_earlier_runs() -> None:
     """These names are those of finished runs, from before the keys were there."""
-    demo, small = load_recipe("demo"), load_recipe("strict-small-cpu")
+    demo, small = load_recipe("demo", OLD_SPREAD), load_recipe("strict-small-cpu", OLD_SPREAD)
     assert isinstance(demo, DistillRecipe) and isinstance(small, DistillRecipe)
     teacher = demo.teacher_recipe()
     assert teacher is not None and run_name(teacher, "0") == "demo-teacher-5dd26dd3"

@@ -30,8 +30,14 @@ class HGRN2Config(Section):
     norm_eps: float = Field(default=1e-6, gt=0)
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the output head."""
-    initializer_range: float = Field(default=0.02, gt=0)
-    """Standard deviation of the initial linear and embedding weights."""
+    initializer_range: float | None = Field(default=None, gt=0)
+    """Standard deviation of the initial linear and embedding weights; ``hidden_size ** -0.5`` when absent.
+    With FLA's 0.02, whatever the width, narrow models learn less: ``hgrnx/recipes/LOG.md``."""
+
+    @property
+    def spread(self) -> float:
+        """``initializer_range`` as a number."""
+        return self.hidden_size**-0.5 if self.initializer_range is None else self.initializer_range
 
     @model_validator(mode="after")
     def _heads_divide(self) -> HGRN2Config:
@@ -58,8 +64,14 @@ class TransformerConfig(Section):
     rms_norm_eps: float = Field(default=1e-6, gt=0)
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the output head."""
-    initializer_range: float = Field(default=0.02, gt=0)
-    """Standard deviation of the initial linear and embedding weights."""
+    initializer_range: float | None = Field(default=None, gt=0)
+    """Standard deviation of the initial linear and embedding weights; ``hidden_size ** -0.5`` when absent.
+    With transformers' 0.02, whatever the width, narrow models learn less: ``hgrnx/recipes/LOG.md``."""
+
+    @property
+    def spread(self) -> float:
+        """``initializer_range`` as a number."""
+        return self.hidden_size**-0.5 if self.initializer_range is None else self.initializer_range
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TransformerConfig:

@@ -40,6 +40,7 @@ def _hgrn2_derived(config: HGRN2Config) -> JSON:
     return {
         "num_heads": config.hidden_size // config.expand_ratio,
         "intermediate_size": intermediate_size(config),
+        "initializer_range": config.spread,
     }
 
 
@@ -57,6 +58,7 @@ def _llama_derived(config: TransformerConfig) -> JSON:
     return {
         "num_key_value_heads": config.num_attention_heads,
         "head_dim": config.hidden_size // config.num_attention_heads,
+        "initializer_range": config.spread,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
     }
 

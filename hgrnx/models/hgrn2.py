@@ -192,11 +192,11 @@ class HGRN2(LanguageModel):
         return self.model.embeddings.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def initialize(self, generator: torch.Generator) -> None:
-        """FLA's: linear and embedding weights N(0, ``initializer_range``), norms 1, lower bounds 0.
+        """Linear and embedding weights N(0, ``initializer_range``), norms 1, lower bounds 0, as FLA's.
 
-        Convolutions are torch's; with FLA's N(0, ``initializer_range``) next to nothing comes through at first.
+        Convolutions are torch's; with FLA's N(0, 0.02) next to nothing comes through at first.
         """
-        self._initialize_common(generator, self.config.initializer_range)
+        self._initialize_common(generator, self.config.spread)
         for module in self.modules():
             if isinstance(module, CausalConv1d):
                 module.initialize(generator)

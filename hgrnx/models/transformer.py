@@ -212,8 +212,8 @@ class Transformer(LanguageModel):
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def initialize(self, generator: torch.Generator) -> None:
-        """transformers': linear and embedding weights N(0, ``initializer_range``), norms 1."""
-        self._initialize_common(generator, self.config.initializer_range)
+        """Linear and embedding weights N(0, ``initializer_range``), norms 1, as transformers'."""
+        self._initialize_common(generator, self.config.spread)
 
     def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, TransformerState]:
         assert state is None or isinstance(state, TransformerState)

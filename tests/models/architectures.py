@@ -41,6 +41,12 @@ def lively(config: ModelConfig, seed: int = 0, vocab_size: int = VOCAB) -> Langu
     return model
 
 
+def as_stored(config: ModelConfig) -> ModelConfig:
+    """The config that a folder gives back: the spread of its initial weights is a number there."""
+    spread = {"initializer_range": config.spread} if isinstance(config, HGRN2Config | TransformerConfig) else {}
+    return config.model_copy(update=spread)
+
+
 def tokens(*shape: int, seed: int = 0) -> Tensor:
     """Random tokens."""
     return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(seed))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hgrnx.config import HGRN2Config
+from hgrnx.config import HGRN2Config, ModelConfig, TransformerConfig
 from hgrnx.models import LanguageModel, build_model, empty_model
 
 CONFIG = HGRN2Config(hidden_size=128, num_hidden_layers=2, expand_ratio=64, tie_word_embeddings=False)
@@ -22,8 +22,10 @@ def test_seed_alone_decides_the_weights() -> None:
     assert not torch.equal(first.head_weight, third.head_weight)
 
 
-def test_initial_distribution() -> None:
-    model = build_model(CONFIG.model_copy(update={"initializer_range": 0.05}), 300)
+@pytest.mark.parametrize("config", [CONFIG, TransformerConfig(hidden_size=128, intermediate_size=256)])
+@pytest.mark.parametrize(("given", "spread"), [(0.05, 0.05), (None, 128**-0.5)])
+def test_initial_distribution(config: ModelConfig, given: float | None, spread: float) -> None:
+    model = build_model(config.model_copy(update={"initializer_range": given}), 300)
     for name, parameter in model.named_parameters():
         if "norm." in name:
             assert (parameter == 1).all(), name
@@ -31,8 +33,8 @@ def test_initial_distribution() -> None:
             assert (parameter == 0).all(), name
         else:
             valid = parameter[:300] if parameter.shape[0] == model.padded_vocab_size else parameter
-            assert 0.045 < valid.std() < 0.055, name
-            assert abs(valid.mean()) < 0.005, name
+            assert 0.9 * spread < valid.std() < 1.1 * spread, name
+            assert abs(valid.mean()) < 0.1 * spread, name
 
 
 def test_vocabulary_is_padded_with_zeros() -> None:
