@@ -41,11 +41,7 @@ def either(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> LanguageMode
             hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
         ),
     }[request.param]
-    model = build_model(config, tokenizer.get_vocab_size(), seed=0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-    return model.eval()
+    return build_model(config, tokenizer.get_vocab_size(), seed=0).eval()
 
 
 @pytest.fixture(scope="module")

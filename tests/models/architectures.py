@@ -18,9 +18,14 @@ from hgrnx.models import LanguageModel, build_model
 
 VOCAB = 100
 CONFIGS: dict[str, ModelConfig] = {
-    "hgrn2": HGRN2Config(hidden_size=48, num_hidden_layers=3, expand_ratio=16),
+    "hgrn2": HGRN2Config(hidden_size=48, num_hidden_layers=3, expand_ratio=16, initializer_range=0.02),
     "transformer": TransformerConfig(
-        hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=3, tie_word_embeddings=False
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        tie_word_embeddings=False,
+        initializer_range=0.02,
     ),
     "lstm": LSTMConfig(embedding_size=24, hidden_size=40, num_hidden_layers=2),
     "mamba": MambaConfig(hidden_size=32, num_hidden_layers=3, state_size=8),
@@ -39,12 +44,6 @@ def lively(config: ModelConfig, seed: int = 0, vocab_size: int = VOCAB) -> Langu
             scale = 1.0 if "lower_bounds" in name else 0.2
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return model
-
-
-def as_stored(config: ModelConfig) -> ModelConfig:
-    """The config that a folder gives back: the spread of its initial weights is a number there."""
-    spread = {"initializer_range": config.spread} if isinstance(config, HGRN2Config | TransformerConfig) else {}
-    return config.model_copy(update=spread)
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS, VOCAB, as_stored, lively, tokens
+from architectures import CONFIGS, VOCAB, lively, tokens
 from torch import Tensor
 
 from hgrnx.config import ModelConfig
@@ -245,7 +245,7 @@ def test_a_folder_gives_the_model_back(config: ModelConfig, tie: bool, tmp_path:
     model = lively(config.model_copy(update={"tie_word_embeddings": tie}))
     save_folder(model, tmp_path)
     loaded = load_folder(tmp_path)
-    assert loaded.config == as_stored(model.config)
+    assert loaded.config == model.config
     assert (loaded.vocab_size, loaded.padded_vocab_size) == (VOCAB, 128)
     vocabulary = list(model._vocabulary_parameters())
     for name, parameter in model.named_parameters():

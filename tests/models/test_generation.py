@@ -129,13 +129,13 @@ def test_a_batch_gives_what_each_prompt_gives_alone(architecture: str) -> None:
 
 
 def test_samples_of_a_prompt_differ_and_batches_do_not_change_them(model: LanguageModel) -> None:
-    drawn = generate_batch(model, PROMPTS, 10, Sampling(top_k=50, seed=4), samples=3)
+    drawn = generate_batch(model, PROMPTS, 10, Sampling(3.0, top_k=50, seed=4), samples=3)
     assert len({tuple(row) for row in drawn}) == 15
-    assert drawn == generate_batch(model, PROMPTS, 10, Sampling(top_k=50, seed=4), samples=3)
-    assert drawn[6:] == generate_batch(model, PROMPTS[2:], 10, Sampling(top_k=50, seed=4), samples=3, first=2)
-    assert drawn != generate_batch(model, PROMPTS, 10, Sampling(top_k=50, seed=5), samples=3)
-    one = generate_batch(model, PROMPTS[:1], 10, Sampling(top_k=50, seed=4))
-    assert one[0] == list(generate(model, PROMPTS[0], 10, Sampling(top_k=50, seed=4))) == drawn[0]
+    assert drawn == generate_batch(model, PROMPTS, 10, Sampling(3.0, top_k=50, seed=4), samples=3)
+    assert drawn[6:] == generate_batch(model, PROMPTS[2:], 10, Sampling(3.0, top_k=50, seed=4), samples=3, first=2)
+    assert drawn != generate_batch(model, PROMPTS, 10, Sampling(3.0, top_k=50, seed=5), samples=3)
+    one = generate_batch(model, PROMPTS[:1], 10, Sampling(3.0, top_k=50, seed=4))
+    assert one[0] == list(generate(model, PROMPTS[0], 10, Sampling(3.0, top_k=50, seed=4))) == drawn[0]
 
 
 def test_texts_of_a_batch_are_those_of_the_stream(
