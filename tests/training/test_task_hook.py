@@ -41,7 +41,7 @@ def recipe(data: Path, **evaluation: Any) -> Recipe:
         {
             "name": "x",
             "data": DATA,
-            "model": {"hidden_size": 32, "num_hidden_layers": 2, "expand_ratio": 16},
+            "model": {"hidden_size": 32, "num_hidden_layers": 2, "expand_ratio": 16, "initializer_range": 0.02},
             "training": {
                 "duration": "8 steps",
                 "batch_size": 4,

@@ -32,7 +32,7 @@ def recipe(top_k: int | None = VOCAB, seed: int = 0, **changes: dict[str, Any]) 
     content: dict[str, Any] = {
         "name": "x",
         "seed": seed,
-        "model": {"hidden_size": 32, "num_hidden_layers": 2, "expand_ratio": 16},
+        "model": {"hidden_size": 32, "num_hidden_layers": 2, "expand_ratio": 16, "initializer_range": 0.02},
         "data": {"track": "demo", "words": 3000, "vocab_size": VOCAB},
         "training": {"duration": "6 steps", "batch_size": 4, "seq_len": 32, "precision": "fp32", "log_every": 1},
         "evaluation": {"every": "6 steps", "dev_documents": 2, "pairs_per_file": 1},
