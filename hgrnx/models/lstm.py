@@ -63,7 +63,7 @@ class LSTM(LanguageModel):
     def initialize(self, generator: torch.Generator) -> None:
         """torch's for embedding and LSTM: N(0, 1), and uniform within ±H^-0.5. The rest N(0, ``initializer_range``).
 
-        No norm stands between the embedding and the gates: with N(0, 0.02), as other models start, the gates hardly
+        No norm stands between the embedding and the gates: with N(0, 0.02) the gates hardly
         felt the token, and a model of 5M parameters knew little but the tokens' frequencies after 250k words.
         """
         self._initialize_common(generator, self.config.initializer_range)
