@@ -63,8 +63,8 @@ class LSTM(LanguageModel):
     def initialize(self, generator: torch.Generator) -> None:
         """torch's for embedding and LSTM: N(0, 1), and uniform within ±H^-0.5. The rest N(0, ``initializer_range``).
 
-        No norm stands between the embedding and the gates: with N(0, 0.02) the gates hardly
-        felt the token, and a model of 5M parameters knew little but the tokens' frequencies after 250k words.
+        No norm stands between the embedding and the gates, which hardly feel a token from N(0, 0.02): 5M parameters had
+        2.98 bits per byte after 250k words, and 2.48 from N(0, 1) (``hgrnx/recipes/LOG.md``).
         """
         self._initialize_common(generator, self.config.initializer_range)
         self.embedding.weight.normal_(generator=generator)

@@ -83,9 +83,14 @@ def read_experiment(folder: Path, runs: Path) -> ExperimentRecord:
     """Read an experiment's folder, and what there is of its runs in the folder ``runs``.
 
     Raises:
-        UserError: ``experiment.json``, or a file that a finished run must have, is missing or damaged.
+        UserError: ``experiment.json``, or a file that a finished run must have, is missing, damaged or of an
+            earlier hgrnx.
     """
     plan = _read(folder / PLAN)
+    if any("dev_documents" not in facts for facts in plan["arms"].values()):
+        raise UserError(
+            f"{folder / PLAN} is of an earlier hgrnx. Run the experiment's command again: it goes on from there."
+        )
     failures = _read(folder / FAILURES) if (folder / FAILURES).is_file() else {}
     found = [
         _read_run(runs / name, arm, int(seed), failures.get(name))

@@ -78,6 +78,10 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs" / "x-hgrn2-s0" / "environment.json").write_text("{")
     with pytest.raises(UserError, match="x-hgrn2-s0/environment.json"):
         write_report(folder, resolve_places(tmp_path))
+    plan = folder / "experiment.json"
+    plan.write_text(plan.read_text().replace("dev_documents", "another_key"))
+    with pytest.raises(UserError, match="experiment.json is of an earlier hgrnx"):
+        write_report(folder, resolve_places(tmp_path))
 
 
 def test_curves_of_milestones_and_of_a_varied_key(tmp_path: Path) -> None:
