@@ -99,6 +99,8 @@ class LSTMConfig(Section):
     comes before it. Untied, the head reads the last layer itself and is ``hidden_size`` wide."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial projection or head."""
+    initializer_gain: float = Field(default=1.0, gt=0)
+    """Factor on the LSTM's initial matrices, which torch starts uniformly within ``hidden_size ** -0.5``."""
 
     @model_validator(mode="after")
     def _dropout_has_a_place(self) -> LSTMConfig:
@@ -127,6 +129,8 @@ class MambaConfig(Section):
     """One matrix for the embedding and the output head."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial embedding and head."""
+    initializer_gain: float = Field(default=1.0, gt=0)
+    """Factor on the mixers' initial matrices, which mamba_ssm starts uniformly within ``inputs ** -0.5``."""
 
     @property
     def intermediate_size(self) -> int:
@@ -153,6 +157,8 @@ class XLSTMConfig(Section):
     """Places of the sLSTM blocks, counted from 0; all others are mLSTM blocks."""
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the output head."""
+    initializer_gain: float = Field(default=1.0, gt=0)
+    """Factor on the blocks' initial matrices, which the authors' package starts from N(0, 2 / (5 ``hidden_size``))."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> XLSTMConfig:

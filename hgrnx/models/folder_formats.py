@@ -148,6 +148,7 @@ FORMATS: dict[str, FolderFormat] = {
             "layer_norm_epsilon": 1e-5,
             "tie_word_embeddings": True,
             "initializer_range": 0.1,
+            "initializer_gain": 1.0,
         },
         embedding="backbone.embeddings.weight",
         only={"hidden_act": "silu", "use_bias": False, "use_conv_bias": True},

@@ -44,9 +44,9 @@ class TimeStep(nn.Module):
         self.weight = nn.Parameter(torch.zeros(channels, rank))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def initialize(self, generator: torch.Generator) -> None:
-        """Weights uniform within ±R^-0.5, biases such that softplus(bias) is log-uniform within the usual steps."""
-        bound = self.weight.shape[1] ** -0.5
+    def initialize(self, generator: torch.Generator, gain: float) -> None:
+        """Weights uniform within ±gain R^-0.5, biases such that softplus(bias) is log-uniform within usual steps."""
+        bound = gain * self.weight.shape[1] ** -0.5
         self.weight.uniform_(-bound, bound, generator=generator)
         self.bias.uniform_(math.log(_SHORTEST_STEP), math.log(_LONGEST_STEP), generator=generator)
         step = self.bias.exp()
@@ -71,15 +71,15 @@ class MambaMixer(nn.Module):
         self.D = nn.Parameter(torch.zeros(channels))
         self.out_proj = nn.Linear(channels, config.hidden_size, bias=False)
 
-    def initialize(self, generator: torch.Generator, layers: int) -> None:
-        """As mamba_ssm: torch's uniform weights, those of the output divided by the root of the number of layers;
-        A = -1 ... -S in every channel; D = 1."""
+    def initialize(self, generator: torch.Generator, config: MambaConfig) -> None:
+        """As mamba_ssm: torch's uniform weights (times ``initializer_gain``), those of the output divided by the root
+        of the number of layers; A = -1 ... -S in every channel; D = 1."""
         for linear in (self.in_proj, self.x_proj, self.out_proj):
-            bound = linear.in_features**-0.5
+            bound = config.initializer_gain * linear.in_features**-0.5
             linear.weight.uniform_(-bound, bound, generator=generator)
-        self.out_proj.weight.div_(layers**0.5)
+        self.out_proj.weight.div_(config.num_hidden_layers**0.5)
         self.conv1d.initialize(generator)
-        self.dt_proj.initialize(generator)
+        self.dt_proj.initialize(generator, config.initializer_gain)
         self.A_log.copy_(torch.arange(1, self.A_log.shape[1] + 1).log().expand_as(self.A_log))
         self.D.fill_(1.0)
 
@@ -167,7 +167,7 @@ class Mamba(LanguageModel):
         self._initialize_common(generator, self.config.initializer_range)
         for layer in self.backbone.layers:
             assert isinstance(layer, MambaBlock)
-            layer.mixer.initialize(generator, len(self.backbone.layers))
+            layer.mixer.initialize(generator, self.config)
 
     def rows(self, tokens_BT: Tensor, lengths_B: Tensor | None, state: State | None) -> tuple[Tensor, MambaState]:
         assert state is None or isinstance(state, MambaState)

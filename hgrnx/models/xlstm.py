@@ -255,8 +255,8 @@ class XLSTM(LanguageModel):
         return self.embedding.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Embedding, head and what opens a block N(0, 2 / (5 D)) (variance), what closes a block much smaller, norms 1;
-        gates as their layers say."""
+        """Embedding, head and what opens a block N(0, 2 / (5 D)) (variance), what closes a block much smaller, both
+        in the blocks times ``initializer_gain``; norms 1, gates as their layers say."""
         self._initialize_common(generator, small_spread(self.config))
         for place, block in enumerate(self.blocks):
             assert isinstance(block, (MLSTMBlock, SLSTMBlock))
@@ -313,9 +313,10 @@ def small_spread(config: XLSTMConfig) -> float:
 
 
 def small(weight: Tensor, config: XLSTMConfig, generator: torch.Generator) -> None:
-    weight.normal_(0.0, small_spread(config), generator=generator)
+    weight.normal_(0.0, config.initializer_gain * small_spread(config), generator=generator)
 
 
 def down(weight: Tensor, config: XLSTMConfig, generator: torch.Generator) -> None:
     """The smaller the deeper the stack, so that the residual stream does not grow with depth."""
-    weight.normal_(0.0, 2 / config.num_hidden_layers / math.sqrt(config.hidden_size), generator=generator)
+    spread = config.initializer_gain * 2 / config.num_hidden_layers / math.sqrt(config.hidden_size)
+    weight.normal_(0.0, spread, generator=generator)

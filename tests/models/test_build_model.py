@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hgrnx.config import HGRN2Config, ModelConfig, TransformerConfig
+from hgrnx.config import HGRN2Config, LSTMConfig, MambaConfig, ModelConfig, TransformerConfig, XLSTMConfig
 from hgrnx.models import LanguageModel, build_model, empty_model
 
 CONFIG = HGRN2Config(hidden_size=128, num_hidden_layers=2, expand_ratio=64, tie_word_embeddings=False)
@@ -35,6 +35,21 @@ def test_initial_distribution(config: ModelConfig, given: float | None, spread: 
             valid = parameter[:300] if parameter.shape[0] == model.padded_vocab_size else parameter
             assert 0.9 * spread < valid.std() < 1.1 * spread, name
             assert abs(valid.mean()) < 0.1 * spread, name
+
+
+@pytest.mark.parametrize("config", [LSTMConfig(), MambaConfig(num_hidden_layers=2), XLSTMConfig(num_hidden_layers=2)])
+def test_the_gain_widens_the_matrices_of_the_layers_alone(config: ModelConfig) -> None:
+    usual = build_model(config, 300)
+    wide = build_model(config.model_copy(update={"initializer_gain": 1.5}), 300)
+    widened = set()
+    for name, parameter in usual.named_parameters():
+        other = wide.get_parameter(name)
+        if not torch.equal(parameter, other):
+            torch.testing.assert_close(other, 1.5 * parameter)
+            widened.add(name)
+    matrices = {name for name, p in usual.named_parameters() if p.ndim > 1 and p.any()}
+    apart = ("embed", "projection", "conv1d", "A_log")
+    assert widened == {name for name in matrices if not any(part in name for part in apart)}
 
 
 def test_vocabulary_is_padded_with_zeros() -> None:
