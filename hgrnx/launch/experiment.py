@@ -19,7 +19,7 @@ from rich.console import Console
 
 from hgrnx.config.experiments import ExperimentPlan
 from hgrnx.data.folders import write_json
-from hgrnx.errors import UserError
+from hgrnx.errors import Terminated, UserError
 from hgrnx.evaluation.catalogue import Plan, plan_tasks
 from hgrnx.launch.cluster import connected
 from hgrnx.launch.evaluate_tasks import evaluate_tasks
@@ -27,6 +27,7 @@ from hgrnx.launch.experiment_plan import PlannedRun, experiment_folder, prepare_
 from hgrnx.launch.experiment_report import write_report
 from hgrnx.launch.jobs import check_writable, run_stage
 from hgrnx.launch.milestones import score_milestones
+from hgrnx.launch.sigterm import heeded
 from hgrnx.launch.task_request import TaskRequest
 from hgrnx.launch.tracked import JobTracking
 from hgrnx.paths import Places
@@ -58,6 +59,7 @@ def run_experiment(
     Raises:
         UserError: before anything is run, with all problems at once; at the end, naming the runs that failed. Those
             that did not are finished and in the report.
+        Terminated: this process got SIGTERM; the runs that were training have saved checkpoints.
     """
     check_writable(places)
     problems = []
@@ -75,9 +77,9 @@ def run_experiment(
     folder = experiment_folder(plan, runs, places)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / PLAN, describe(plan, runs, data, command))
-    work = _Work(plan, runs, places, JobTracking(places, f"hgrnx {plan.title}"), console, folder, tasks, data)
-    with connected(places):
-        return work.run(at_once)
+    tracking = JobTracking(places, f"hgrnx {plan.title}")
+    with connected(places), heeded() as told:
+        return _Work(plan, runs, places, tracking, console, folder, tasks, data, told).run(at_once)
 
 
 def describe(plan: ExperimentPlan, runs: Sequence[PlannedRun], data: Path | None, command: str) -> dict[str, Any]:
@@ -125,6 +127,8 @@ class _Work:
     folder: Path
     tasks: Plan | None
     data: Path | None
+    told: threading.Event
+    """To stop."""
     failures: dict[str, str] = field(default_factory=dict)
     """By run name."""
     done: int = 0
@@ -168,6 +172,8 @@ class _Work:
         name = run.run_dir.name
         missing = [teacher for teacher in run.teachers if teacher in self.failures]
         try:
+            if self.told.is_set():
+                raise Terminated
             if missing:
                 raise UserError(f"its teacher {missing[0]} has failed")
             trained = run_stage(
@@ -188,6 +194,10 @@ class _Work:
                 self.done += 1
                 self._say(f"{run.label}: {'trained' if trained else 'finished before'}{_headline(run.run_dir, scores)}")
                 self._report(parent)
+        except Terminated:
+            raise Terminated(
+                f"{self.plan.title} was stopped by SIGTERM. The same command goes on from the last checkpoints."
+            ) from None
         except UserError as error:  # the others can still be finished, and a learning rate that is too high is a result
             self.failures[name] = str(error)
             write_json(self.folder / FAILURES, self.failures)
@@ -218,6 +228,9 @@ def _each(runs: Sequence[PlannedRun], at_once: int, do: Callable[[PlannedRun], N
     try:
         for waiting in [pool.submit(do, run) for run in runs]:
             waiting.result()
+    except Terminated:
+        pool.shutdown(cancel_futures=True)  # the others save checkpoints, too
+        raise
     finally:  # after Ctrl-C: what has not begun doesn't, and what has ends with the connection to the cluster
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -23,6 +21,7 @@ from hgrnx.errors import Terminated, UserError
 from hgrnx.launch.beside import BesideScorer, has_room_beside
 from hgrnx.launch.cluster import check_resources
 from hgrnx.launch.progress import Board, shown
+from hgrnx.launch.sigterm import heeded
 from hgrnx.launch.trial_board import BoardTracker, wait_for_decision
 from hgrnx.launch.workers import ListeningTorchConfig, Reporter, StartWatch, place_of, signature
 from hgrnx.paths import Places, resolve_places
@@ -101,7 +100,8 @@ def train_on_ray(
     with (
         nullcontext() if trial_board is not None else shown(title, board),
         scorer.watching(beside),
-        _told_of_sigterm(board) as told,
+        heeded() as told,
+        _leaving_when(told, board),
         _settings(launch.collective_timeout_s),
     ):
         for _ in range(1 + max(launch.max_failures, _MOST_NOTICES)):
@@ -137,17 +137,9 @@ def train_on_ray(
 
 
 @contextmanager
-def _told_of_sigterm(board: Any) -> Iterator[threading.Event]:
-    """Within the block the first SIGTERM to this process lets the workers leave; a second does what it did before."""
-    told, over = threading.Event(), threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told  # signals are the main thread's
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, before)
-        told.set()  # the call of Ray that the main thread is in the middle of forbids another one here
+def _leaving_when(told: threading.Event, board: Any) -> Iterator[None]:
+    """Within the block the workers are let leave when ``told`` is set."""
+    over = threading.Event()
 
     def pass_on() -> None:
         while not over.wait(0.2):
@@ -155,14 +147,12 @@ def _told_of_sigterm(board: Any) -> Iterator[threading.Event]:
                 ray.get(board.leave.remote())
                 return
 
-    signal.signal(signal.SIGTERM, on_sigterm)
     thread = threading.Thread(target=pass_on, name="hgrnx-sigterm", daemon=True)
     thread.start()
     try:
-        yield told
+        yield
     finally:
         over.set()
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +15,13 @@ from experiment_page import Page
 from rich.console import Console
 
 from hgrnx.config.experiments import ExperimentPlan, plan_experiment
-from hgrnx.errors import UserError
+from hgrnx.errors import Terminated, UserError
 from hgrnx.launch import experiment as running
 from hgrnx.launch.experiment import run_experiment
 from hgrnx.launch.experiment_plan import plan_costs, prepare_runs, room
 from hgrnx.launch.experiment_report import find_experiment, report_experiment
 from hgrnx.paths import Places, resolve_places
+from hgrnx.training.checkpoint import last_saved_step
 
 SHORT = [
     "data.words=6000",
@@ -88,6 +93,30 @@ class TestOnRay:
         assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
         names = {item.path for item in client.list_artifacts(parent.info.run_id)}
         assert names >= {"report.html", "report.md", "experiment.json"}
+
+    def test_sigterm_ends_all_runs_after_a_checkpoint(self, tmp_path: Path) -> None:
+        places = resolve_places(tmp_path)
+        plan = short(
+            "table2", "training.duration=100000 steps", "training.checkpoint_every=90%", "evaluation.every=90%"
+        )
+
+        def lines() -> list[int]:
+            return [path.read_text().count("\n") for path in places.runs.glob("*/metrics.jsonl")]
+
+        def stop() -> None:
+            until = time.monotonic() + 120
+            while (len(lines()) < 2 or min(lines()) < 3) and time.monotonic() < until:
+                time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        stopper = threading.Thread(target=stop)
+        stopper.start()
+        with pytest.raises(Terminated, match=r"table2-demo was stopped by SIGTERM\. The same command goes on"):
+            run_experiment(plan, places, console(), at_once=2)
+        stopper.join()
+        runs = list(places.runs.glob("table2-demo-*-s0-*"))
+        assert [last_saved_step(run / "checkpoints") > 2 for run in runs] == [True, True]
+        assert not list(places.runs.glob("*/failures.json")), "to be stopped is not to fail"
 
     @pytest.mark.long
     def test_students_follow_their_teacher_and_a_failed_run_stops_no_other(self, places: Places) -> None:
