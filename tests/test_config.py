@@ -292,7 +292,7 @@ def test_keys_added_later_leave_the_names_of_earlier_runs() -> None:
 LATER = [
     (section, key, value)
     for section, keys in {
-        "model": {"use_short_conv": True, "conv_size": 3},
+        "model": {"use_short_conv": True, "conv_size": 3, "initializer_gain": 1.5},
         "training": {
             "seq_len_warmup": {"first": 32},
             "schedule": "wsd",
@@ -316,6 +316,8 @@ LATER = [
 @pytest.mark.parametrize(("section", "key", "value"), LATER)
 def test_a_key_added_later_counts_where_it_is_used(section: str, key: str, value: object) -> None:
     values: dict[str, Any] = {"name": "x", "distill": {"teachers": ["t"], "weight": 0.5, "temperature": 2.0}}
+    if key == "initializer_gain":
+        values["model"] = {"architecture": "mamba"}
     changed = {**values, section: {**dict(values.get(section, {})), key: value}}
     before, after = recipe_from_dict(values), recipe_from_dict(changed)
     assert isinstance(before, Recipe) and isinstance(after, Recipe)

@@ -23,7 +23,7 @@ from hgrnx.config.sections import (
 _R = TypeVar("_R", bound="_CommonRecipe")
 
 ADDED_LATER: dict[str, dict[str, Any]] = {
-    "model": {"use_short_conv": False, "conv_size": 4},
+    "model": {"use_short_conv": False, "conv_size": 4, "initializer_gain": 1.0},
     "training": {
         "seq_len_warmup": None,
         "schedule": "linear",
