@@ -268,6 +268,7 @@ def assert_nothing_left(world: World, home: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_job_told_to_leave_and_robbed_of_its_checkpoint_ends_as_undisturbed(world: World, tmp_path: Path) -> None:
     """The short one."""
     faults = ["sigterm_worker", "flip", "sigterm_driver"]
