@@ -194,11 +194,11 @@ class _Work:
                 self.done += 1
                 self._say(f"{run.label}: {'trained' if trained else 'finished before'}{_headline(run.run_dir, scores)}")
                 self._report(parent)
-        except Terminated:
-            raise Terminated(
-                f"{self.plan.title} was stopped by SIGTERM. The same command goes on from the last checkpoints."
-            ) from None
         except UserError as error:  # the others can still be finished, and a learning rate that is too high is a result
+            if self.told.is_set():  # then it is none of this run
+                raise Terminated(
+                    f"{self.plan.title} was stopped by SIGTERM. The same command goes on from the last checkpoints."
+                ) from None
             self.failures[name] = str(error)
             write_json(self.folder / FAILURES, self.failures)
             self._say(f"{run.label}: failed: {error}")

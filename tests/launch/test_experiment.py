@@ -118,6 +118,20 @@ class TestOnRay:
         assert [last_saved_step(run / "checkpoints") > 2 for run in runs] == [True, True]
         assert not list(places.runs.glob("*/failures.json")), "to be stopped is not to fail"
 
+    def test_a_run_whose_workers_are_told_to_leave_again_and_again_stops_no_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stage = running.run_stage
+
+        def leave(label: str, *rest: object) -> bool:
+            if "hgrn2" in label:
+                raise Terminated("told to leave again and again")
+            return stage(label, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(running, "run_stage", leave)
+        with pytest.raises(UserError, match="1 of 2 runs failed.*\n.*hgrn2.*again and again"):
+            run_experiment(short(), resolve_places(tmp_path), console(), at_once=2)
+
     @pytest.mark.long
     def test_students_follow_their_teacher_and_a_failed_run_stops_no_other(self, places: Places) -> None:
         plan = short("distill", "arms.twin.training.learning_rate=1e30", arms=("student-2", "twin"))
