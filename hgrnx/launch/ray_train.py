@@ -43,16 +43,18 @@ def train_on_ray(
     title: str,
     mlflow_run: str | None,
     trial_board: Any | None = None,
+    told: threading.Event | None = None,
 ) -> None:
     """Train ``recipe`` in ``run_dir`` on the connected cluster and return when it has finished.
 
     ``run_dir`` and the dataset must be reachable from every node. With a ``trial_board`` (``trial_board.py``) nothing
-    is shown: the workers bring their evaluations there, and stop when it says so.
+    is shown: the workers bring their evaluations there, and stop when it says so. Whoever sets ``told`` ends the run
+    after a checkpoint; when it is None a SIGTERM to this process does.
 
     Raises:
         UserError: the cluster is too small, a worker found something the user can put right, the same error came
             twice at the same place, or workers were lost more often than ``launch.max_failures``.
-        Terminated: this process got SIGTERM; the run has saved a checkpoint.
+        Terminated: ``told`` was set, or this process got SIGTERM; the run has saved a checkpoint.
     """
     launch = recipe.launch
     check_resources(launch)
@@ -100,7 +102,7 @@ def train_on_ray(
     with (
         nullcontext() if trial_board is not None else shown(title, board),
         scorer.watching(beside),
-        heeded() as told,
+        heeded() if told is None else nullcontext(told) as told,
         _leaving_when(told, board),
         _settings(launch.collective_timeout_s),
     ):

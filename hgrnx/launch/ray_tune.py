@@ -26,8 +26,9 @@ from rich.console import Console
 
 from hgrnx.config import Recipe, recipe_from_dict
 from hgrnx.data.dataset import PreparedDataset
-from hgrnx.errors import UserError
+from hgrnx.errors import Terminated, UserError
 from hgrnx.launch.ray_train import train_on_ray
+from hgrnx.launch.sigterm import heeded
 from hgrnx.launch.teacher_cache import ensure_signal
 from hgrnx.launch.trial_board import TrialBoard
 from hgrnx.paths import Places
@@ -35,6 +36,7 @@ from hgrnx.search.trials import Trial
 
 _POLL_S = 0.2
 _LOST_DRIVERS = 2
+_LEFT = "left"
 # A bundle can't be empty, and any CPU of a driver would be missing to the workers that it waits for.
 _DRIVER = [{"memory": 1024 * 1024}]
 
@@ -92,6 +94,10 @@ def run_trials(source: TrialSource, halving: Halving | None, past: Sequence[Tria
         halving: ASHA's settings; None runs every trial to its end.
         past: trials that ended before; ASHA compares with them.
         folder: for Tune's own files; removed at the end.
+
+    Raises:
+        UserError: an error of the search itself.
+        Terminated: this process got SIGTERM; the trials that were running have saved checkpoints and have no end.
     """
     shutil.rmtree(folder, ignore_errors=True)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -100,39 +106,43 @@ def run_trials(source: TrialSource, halving: Halving | None, past: Sequence[Tria
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the search, as it ends any job
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     judge = _Judge.remote()  # type: ignore[attr-defined]
-    searcher = _Source(source)
-    scheduler = FIFOScheduler()
-    if halving is not None:
-        scheduler = HalvingScheduler(halving, past, lambda trial: ray.get(judge.stop.remote(searcher.runs[trial])))
-    tuner = tune.Tuner(
-        tune.with_resources(lambda config: _drive(config["job"], judge), tune.PlacementGroupFactory(_DRIVER)),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=-1,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: str(trial.trial_id),
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder),
-            callbacks=[_Scores(searcher)],
-            failure_config=tune.FailureConfig(max_failures=_LOST_DRIVERS),
-            verbose=0,
-        ),
-    )
-    tuner.fit()
+    with heeded() as told:
+        searcher = _Source(source, told)
+        scheduler = FIFOScheduler()
+        if halving is not None:
+            scheduler = HalvingScheduler(halving, past, lambda trial: ray.get(judge.stop.remote(searcher.runs[trial])))
+        tuner = tune.Tuner(
+            tune.with_resources(lambda config: _drive(config["job"], judge), tune.PlacementGroupFactory(_DRIVER)),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(folder),
+                callbacks=[_Scores(searcher), _Leave(told, judge)],
+                failure_config=tune.FailureConfig(max_failures=_LOST_DRIVERS),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
     if searcher.error is not None:
         raise searcher.error
     shutil.rmtree(folder, ignore_errors=True)
+    if told.is_set():
+        raise Terminated("The search was stopped by SIGTERM. The same command goes on with its trials.")
 
 
 @ray.remote(num_cpus=0)
 class _Judge:
-    """Which runs the scheduler has stopped."""
+    """Which runs the scheduler has stopped, and whether all shall leave."""
 
     def __init__(self) -> None:
         self.stopped: set[str] = set()
+        self.leaving = False
 
     def stop(self, run: str) -> None:
         self.stopped.add(run)
@@ -140,13 +150,20 @@ class _Judge:
     def is_stopped(self, run: str) -> bool:
         return run in self.stopped
 
+    def leave(self) -> None:
+        self.leaving = True
+
+    def is_leaving(self) -> bool:
+        return self.leaving
+
 
 class _Source(Searcher):
     """Hands Tune the jobs of the search, and the search the ends of the trials."""
 
-    def __init__(self, source: TrialSource) -> None:
+    def __init__(self, source: TrialSource, told: threading.Event) -> None:
         super().__init__()
         self.source = source
+        self.told = told
         self.runs: dict[str, str] = {}
         self.error: UserError | None = None
 
@@ -160,7 +177,7 @@ class _Source(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         job: Any = END
-        if self.error is None:
+        if self.error is None and not self.told.is_set():
             with self.guarded():
                 job = self.source.next_job()
         if isinstance(job, _End):
@@ -172,6 +189,8 @@ class _Source(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         outcome, reason = (result or {}).get("outcome"), (result or {}).get("reason")
+        if outcome == _LEFT:  # it has no end yet
+            return
         if error or outcome is None:
             outcome, reason = "failed", f"its driver was lost {_LOST_DRIVERS + 1} times"
         with self.guarded():
@@ -197,6 +216,22 @@ class _Scores(tune.Callback):
         if "record" in result and "outcome" not in result:
             with self.searcher.guarded():
                 self.searcher.source.on_scores(self.searcher.runs[trial.trial_id], result["record"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Leave(tune.Callback):
+    """Lets the drivers know that the search was told to stop."""
+
+    def __init__(self, told: threading.Event, judge: Any) -> None:
+        self.told, self.judge = told, judge
+        self.passed_on = False
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        if self.told.is_set() and not self.passed_on:
+            self.passed_on = True
+            self.judge.leave.remote()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -247,7 +282,8 @@ def _drive(job: TrialJob, judge: Any) -> dict[str, Any]:
     """In an actor of Tune: start the Train run, report its evaluations, bring the decisions back."""
     board = _cleared_board()
     ended: dict[str, Any] = {}
-    thread = threading.Thread(target=_train, args=(job, board, ended), daemon=True)
+    told = threading.Event()
+    thread = threading.Thread(target=_train, args=(job, board, told, ended), daemon=True)
     thread.start()
     reported = 0
     while True:
@@ -260,6 +296,8 @@ def _drive(job: TrialJob, judge: Any) -> dict[str, Any]:
             ray.get(board.decide.remote(reported, ray.get(judge.is_stopped.remote(job.run))))
         if not running:
             return ended
+        if not told.is_set() and ray.get(judge.is_leaving.remote()):
+            told.set()
         thread.join(_POLL_S)
 
 
@@ -279,7 +317,7 @@ def _cleared_board() -> Any:
     return _board
 
 
-def _train(job: TrialJob, board: Any, ended: dict[str, Any]) -> None:
+def _train(job: TrialJob, board: Any, told: threading.Event, ended: dict[str, Any]) -> None:
     """Fills ``ended`` with how the run ended; errors are told there, because the search goes on."""
     recipe = recipe_from_dict(job.recipe)
     assert isinstance(recipe, Recipe)
@@ -295,9 +333,11 @@ def _train(job: TrialJob, board: Any, ended: dict[str, Any]) -> None:
             title=f"trial {job.number}",
             mlflow_run=job.mlflow_run,
             trial_board=board,
+            told=told,
         )
         ended["outcome"] = "stopped" if ray.get(board.was_stopped.remote()) else "finished"
     except UserError as error:
-        ended.update(outcome="failed", reason=str(error))
+        left = isinstance(error, Terminated) and told.is_set()
+        ended.update(outcome=_LEFT if left else "failed", reason=str(error))
     except Exception as error:
         ended.update(outcome="failed", reason=f"{type(error).__name__}: {error}")

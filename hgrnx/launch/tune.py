@@ -63,6 +63,7 @@ def run_search(
 
     Raises:
         UserError: anything the user has to put right; all trials failed.
+        Terminated: this process got SIGTERM; the trials that were running have saved checkpoints.
     """
     console = console or make_console()
     recipe, space = plan.recipe, plan.space
@@ -136,7 +137,7 @@ class Search:
                 with self.facts.clock("hours"), self._shown():
                     run_trials(self, self._halving(), past, self.folder / "ray")
             finally:
-                self._note_seconds()
+                self._note_cut_off()
             result = self._conclude()
             finished = True
             return result
@@ -384,11 +385,13 @@ class Search:
     def _shown(self) -> AbstractContextManager[None]:
         return shown_search(lambda: list(self.record), self.plan.space, self._state, self.places.runs, self.console)
 
-    def _note_seconds(self) -> None:
-        """Of trials that a stop of the search has cut off."""
-        for trial, began, before in self.begun.values():
+    def _note_cut_off(self) -> None:
+        """Seconds of the trials that a stop of the search has cut off; in MLflow they do not run any more."""
+        for run, (trial, began, before) in self.begun.items():
             trial.seconds = before + time.monotonic() - began
             self.record.save(trial)
+            if run in self.mlflow_runs:
+                self.tracking.finish(self.mlflow_runs[run], False)
 
     def _conclude(self) -> SearchResult:
         """Tables, plots, ``best.yaml``, MLflow. Raises :class:`UserError` where no trial has finished."""

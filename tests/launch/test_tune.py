@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +18,12 @@ import pytest
 
 from hgrnx.config import load_recipe
 from hgrnx.config.spaces import SearchPlan, load_space, plan_search
-from hgrnx.errors import UserError
+from hgrnx.errors import Terminated, UserError
 from hgrnx.launch.jobs import run_job
 from hgrnx.launch.tune import SearchResult, run_search
 from hgrnx.paths import Places, resolve_places
 from hgrnx.search.trials import Trial, TrialRecord
+from hgrnx.training.checkpoint import last_saved_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 METRIC = "dev/bits_per_byte"
@@ -128,6 +130,38 @@ def test_all_failing_ends_the_search(search: SearchResult, tiny_path: Path, tmp_
     path.write_text(path.read_text().replace(RATE, "training.seq_len"))
     with pytest.raises(UserError, match="no trial reached its end. 1 of 3: .*fewer than one batch"):
         run_search(plan_search(load_space(str(path))), places)
+
+
+def test_sigterm_ends_the_search_after_a_checkpoint(
+    search: SearchResult, tiny_path: Path, tmp_path: Path, places: Places
+) -> None:
+    teacher = next(places.runs.glob("tiny-teacher-*")).name
+    overrides = ("training.duration=100000 steps", "training.checkpoint_every=90%", "launch.num_workers=1")
+    plan = make_plan(
+        tmp_path, tiny_path, "[4.5e-3, 4.6e-3]", "teacher=null", f"distill.teachers=[{teacher}]", *overrides
+    )[1]
+    before = set(places.runs.iterdir())
+
+    def begun() -> list[Path]:
+        return [run for run in set(places.runs.iterdir()) - before if (run / "metrics.jsonl").is_file()]
+
+    def stop() -> None:
+        deadline = time.monotonic() + 120
+        while not any(len(steps(run)) > 2 for run in begun()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(Terminated, match=r"The search was stopped by SIGTERM\. The same command goes on"):
+        run_search(plan, places)
+    stopper.join()
+    (run,) = begun()
+    assert last_saved_step(run / "checkpoints") > 2
+    folder = next(run for run in set(places.runs.iterdir()) - before if (run / "trials").is_dir())
+    (trial,) = TrialRecord(folder / "trials")
+    assert trial.run == run.name and trial.status == "running" and trial.seconds > 0
+    assert not (folder / "ray").exists()
 
 
 @pytest.mark.long
