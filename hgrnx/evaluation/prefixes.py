@@ -46,7 +46,7 @@ def shared_batches(
         starts: place of the first token to score in each row, at least 1; every row has that token.
         batch_tokens: tokens of a batch, counted as number of trees times largest tree; a longer row is one by itself.
         tree_tokens: tokens of a tree; None for as many as a batch has.
-        segment_cost: tokens that are rather read again than begin a segment of the forest of their own.
+        segment_cost: tokens that can be read in the time that it takes a segment to go on from another one.
     """
     order = np.array(sorted(range(len(rows)), key=lambda i: rows[i].astype(">u4").tobytes()), dtype=np.int64)
     shared = np.array([0, *(_common(rows[a], rows[b]) for a, b in zip(order[:-1], order[1:]))], dtype=np.int64)
@@ -157,7 +157,9 @@ def _merged(bounds: list[int], parents: list[int], segment_cost: float) -> tuple
     readers = [0] * len(parents)
     merged = [False] * len(parents)
     for segment in reversed(range(len(parents))):
-        merged[segment] = readers[segment] > 0 and (readers[segment] - 1) * lengths[segment] < segment_cost
+        merged[segment] = (
+            readers[segment] > 0 and (readers[segment] - 1) * lengths[segment] < readers[segment] * segment_cost
+        )
         if parents[segment] >= 0:
             readers[parents[segment]] += readers[segment] if merged[segment] else 1
     number: dict[int, int] = {-1: -1}

@@ -17,7 +17,7 @@ from hgrnx.evaluation.results import weights_hash
 from hgrnx.evaluation.scorer import Scorer
 from hgrnx.launch.task_request import TaskRequest
 from hgrnx.models import LanguageModel
-from hgrnx.ops.cpu import guard_bf16_products
+from hgrnx.ops.cpu import guard_bf16_products, keep_freed_memory
 from hgrnx.runs import open_folder
 
 
@@ -50,6 +50,8 @@ def open_subject(folder: Path, request: TaskRequest, device: str) -> OpenedSubje
     """
     if "bf16" in {request.precision, request.glue.precision, *(own.precision for own in request.glue.tasks.values())}:
         guard_bf16_products()
+    if device == "cpu":
+        keep_freed_memory()
     opened = open_folder(folder)
     tokenizer = opened.tokenizer()
     bos_id = tokenizer.token_to_id(BOS)

@@ -115,7 +115,7 @@ class LanguageModel(nn.Module, ABC):
         return hidden_TD
 
     def segment_cost(self) -> float:
-        """Tokens that can be read in the time that it takes to begin a segment of a forest."""
+        """Tokens that can be read in the time that it takes a segment of a forest to go on from another one."""
         elements = sum(leaf.numel() for leaf in tree_leaves(self.init_state(1)))
         operations = 2 * sum(parameter.numel() for parameter in self.parameters())
         return _CALL_TOKENS + _OPERATIONS_PER_STATE_ELEMENT * elements / operations

@@ -58,9 +58,9 @@ def mlstm(
     if padding_BT is not None:  # nothing enters and nothing is forgotten
         i_BHT = i_BHT.masked_fill(padding_BT[:, None], -torch.inf)
         log_f_BHT = log_f_BHT.masked_fill(padding_BT[:, None], 0.0)
-    if memory is None:
+    if memory is None and i_BHT.shape[-1] > _CHUNK:
         memory = empty_mlstm_memory(k_BHTK.shape[0], k_BHTK.shape[1], k_BHTK.shape[3], v_BHTV.shape[3], i_BHT)
-    arguments = (q_BHTK, k_BHTK, v_BHTV, i_BHT, log_f_BHT, *memory)
+    arguments = (q_BHTK, k_BHTK, v_BHTV, i_BHT, log_f_BHT, *(memory or ()))
     if torch.is_grad_enabled():  # the [L, L] and [K, V] tensors of all chunks and layers would not fit
         o_BHTV, *after = checkpoint(_chunkwise, *arguments, use_reentrant=False, preserve_rng_state=False)
     else:
@@ -74,8 +74,9 @@ def empty_mlstm_memory(B: int, H: int, K: int, V: int, like: Tensor) -> MLSTMMem
 
 
 def _chunkwise(
-    q: Tensor, k: Tensor, v: Tensor, i: Tensor, log_f: Tensor, C_BHKV: Tensor, n_BHK: Tensor, m_BH: Tensor
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, log_f: Tensor, *memory: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Without a memory for one chunk only: there are many short texts to be scored, and [K, V] is large beside one."""
     T, K = k.shape[2:]
     L = min(_CHUNK, T)
     missing = -T % L
@@ -94,29 +95,51 @@ def _chunkwise(
     inside_BHNKV = (weighted_BHNLK.mT @ v).to(dtype)
     inside_BHNK = weighted_BHNLK.to(dtype).sum(-2)
 
-    Cs, ns, ms = [], [], []
-    for number in range(k.shape[2]):
-        Cs.append(C_BHKV)
-        ns.append(n_BHK)
-        ms.append(m_BH)
-        whole_BH, top_BH = decay_BHNL[:, :, number, -1], top_BHN[:, :, number]
-        next_m_BH = torch.maximum(whole_BH.detach() + m_BH, top_BH)
-        old_BH1 = (whole_BH + m_BH - next_m_BH).exp()[..., None]
-        new_BH1 = (top_BH - next_m_BH).exp()[..., None]
-        C_BHKV = old_BH1[..., None] * C_BHKV + new_BH1[..., None] * inside_BHNKV[:, :, number]
-        n_BHK = old_BH1 * n_BHK + new_BH1 * inside_BHNK[:, :, number]
-        m_BH = next_m_BH
-    C_BHNKV, n_BHNK, m_BHN = torch.stack(Cs, 2), torch.stack(ns, 2), torch.stack(ms, 2)
-
     # exponents[l, j] of token j's share in token l's output, and carried[l] of the memory from before the chunk.
     ones_LL = torch.ones(L, L, dtype=torch.bool, device=k.device)
     between_BHNLL = (decay_BHNL[..., None] - decay_BHNL[..., None, :]).masked_fill(ones_LL.triu(), 0.0)
     exponents_BHNLL = (between_BHNLL + i_BHNL[..., None, :]).masked_fill(ones_LL.triu(1), -torch.inf)
-    carried_BHNL = decay_BHNL + m_BHN[..., None]
-    m_BHNL = torch.maximum(exponents_BHNLL.detach().amax(-1), carried_BHNL.detach())
-    scores_BHNLL = (q @ k.mT) * (exponents_BHNLL - m_BHNL[..., None]).exp()
-    carried_q_BHNLK = q * (carried_BHNL - m_BHNL).exp()[..., None].to(q.dtype)
-    total_BHNL = scores_BHNLL.sum(-1) + (carried_q_BHNLK @ n_BHNK.to(q.dtype)[..., None])[..., 0]
+    m_BHNL = exponents_BHNLL.detach().amax(-1)
+    scores_BHNLL = q @ k.mT
+    if memory:
+        C_BHNKV, n_BHNK, m_BHN, after = _before_each(decay_BHNL[..., -1], top_BHN, inside_BHNKV, inside_BHNK, *memory)
+        carried_BHNL = decay_BHNL + m_BHN[..., None]
+        m_BHNL = torch.maximum(m_BHNL, carried_BHNL.detach())
+    else:
+        after = (inside_BHNKV[:, :, 0], inside_BHNK[:, :, 0], top_BHN[:, :, 0])
+    scores_BHNLL = scores_BHNLL * (exponents_BHNLL - m_BHNL[..., None]).exp()
+    total_BHNL = scores_BHNLL.sum(-1)
+    o_BHNLV = scores_BHNLL.to(v.dtype) @ v
+    if memory:
+        carried_q_BHNLK = q * (carried_BHNL - m_BHNL).exp()[..., None].to(q.dtype)
+        total_BHNL = total_BHNL + (carried_q_BHNLK @ n_BHNK.to(q.dtype)[..., None])[..., 0]
+        o_BHNLV = o_BHNLV + carried_q_BHNLK @ C_BHNKV.to(q.dtype)
     norm_BHNL = torch.maximum(total_BHNL.abs(), (-m_BHNL).exp()) + _EPS
-    o_BHNLV = (scores_BHNLL.to(v.dtype) @ v + carried_q_BHNLK @ C_BHNKV.to(q.dtype)) / norm_BHNL[..., None]
-    return o_BHNLV.to(v.dtype).flatten(2, 3)[:, :, :T], C_BHKV, n_BHK, m_BH
+    o_BHNLV = o_BHNLV / norm_BHNL[..., None]
+    return o_BHNLV.to(v.dtype).flatten(2, 3)[:, :, :T], *after
+
+
+def _before_each(
+    whole_BHN: Tensor,
+    top_BHN: Tensor,
+    inside_BHNKV: Tensor,
+    inside_BHNK: Tensor,
+    C_BHKV: Tensor,
+    n_BHK: Tensor,
+    m_BH: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """C, n and m before each chunk, and the three after the last. ``whole_BHN``: the sum of a chunk's log f."""
+    Cs, ns, ms = [], [], []
+    for whole_BH, top_BH, new_BHKV, new_BHK in zip(
+        *(x.unbind(2) for x in (whole_BHN, top_BHN, inside_BHNKV, inside_BHNK)), strict=True
+    ):
+        Cs.append(C_BHKV)
+        ns.append(n_BHK)
+        ms.append(m_BH)
+        next_m_BH = torch.maximum(whole_BH.detach() + m_BH, top_BH)
+        old_BH1 = (whole_BH + m_BH - next_m_BH).exp()[..., None]
+        new_BH1 = (top_BH - next_m_BH).exp()[..., None]
+        C_BHKV = old_BH1[..., None] * C_BHKV + new_BH1[..., None] * new_BHKV
+        n_BHK = old_BH1 * n_BHK + new_BH1 * new_BHK
+        m_BH = next_m_BH
+    return torch.stack(Cs, 2), torch.stack(ns, 2), torch.stack(ms, 2), (C_BHKV, n_BHK, m_BH)
