@@ -21,7 +21,7 @@ from hgrnx.errors import UserError
 from hgrnx.evaluation.choices import Accuracy, TextScorer, mean_accuracy
 from hgrnx.evaluation.files import read_gzip, write_gzip, write_whole
 from hgrnx.evaluation.glue_jobs import GlueResult
-from hgrnx.evaluation.shares import Predictions, Share, ask_here, choices_of, cut, run_shares
+from hgrnx.evaluation.shares import Predictions, ask_here, choices_of, run_shares
 from hgrnx.evaluation.task import Task, TaskScore
 from hgrnx.models import LanguageModel
 
@@ -44,24 +44,18 @@ class TaskResult:
     """What else is to be known of each subtask, as of a fine-tuning."""
 
 
-def run_task(task: Task, scorer: TextScorer, kept: Path, on_subtask: Callable[[str], None] | None = None) -> TaskResult:
+def run_task(task: Task, scorer: TextScorer, kept: Path, on_share: Callable[[], None] | None = None) -> TaskResult:
     """Ask all of a task, in this process, that is not in ``kept`` already.
 
     Args:
         kept: folder for what is finished of one model with one set of settings.
-        on_subtask: called with each subtask's name when it is finished.
+        on_share: called whenever some items are finished; an exception of it ends the call, and they are kept.
 
     Raises:
         UserError: a score is no number, or ``kept`` cannot be written.
     """
-    left = {subtask: len(cut(task, subtask)) for subtask in task.subtasks}
-
-    def on_share(share: Share, _: bool) -> None:
-        left[share.subtask] -= 1
-        if left[share.subtask] == 0 and on_subtask is not None:
-            on_subtask(share.subtask)
-
-    ((_, predictions),) = run_shares([task], ask_here([task], scorer), kept, on_share)
+    shares = run_shares([task], ask_here([task], scorer), kept, lambda *_: on_share() if on_share else None)
+    ((_, predictions),) = shares
     return task_result(task, predictions)
 
 

@@ -27,7 +27,7 @@ from hgrnx.evaluation.results import (
     task_metrics,
     task_result,
 )
-from hgrnx.evaluation.shares import Ask, ask_here, run_shares
+from hgrnx.evaluation.shares import Ask, Share, ask_here, run_shares
 from hgrnx.evaluation.submission import check_submission_path, write_submission
 from hgrnx.launch.subject import OpenedSubject, find_tasks, open_subject, own_device
 from hgrnx.launch.task_progress import task_progress
@@ -58,6 +58,7 @@ def evaluate_tasks(
     fresh: bool = False,
     workers: int | None = None,
     cpus_per_worker: int = 1,
+    on_share: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Score a run's newest weights, or a Hugging Face folder, on benchmark tasks; print and save the scores.
 
@@ -66,6 +67,8 @@ def evaluate_tasks(
         workers: how many Ray workers share the work; 0 for this process alone. When None, all devices of the cluster in
             ``RAY_ADDRESS``, and without one this process.
         cpus_per_worker: of each Ray worker.
+        on_share: called whenever some items of a zero-shot task are finished; an exception of it ends the call, and
+            they are kept.
 
     Returns:
         The content of ``tasks.json`` in the evaluation folder.
@@ -92,7 +95,13 @@ def evaluate_tasks(
         if plan.tasks:
             with task_progress(plan.tasks, console) as progress:
                 screen.on_wait = progress.show
-                for task, predictions in run_shares(plan.tasks, ask, kept, progress.add):
+
+                def note(share: Share, before: bool) -> None:
+                    progress.add(share, before)
+                    if on_share is not None:
+                        on_share()
+
+                for task, predictions in run_shares(plan.tasks, ask, kept, note):
                     content = save_results(out, {task.name: task_result(task, predictions)}, facts)
             screen.on_wait = lambda _: None
         if jobs:

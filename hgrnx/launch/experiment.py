@@ -7,14 +7,17 @@ the same command goes on where it was stopped.
 from __future__ import annotations
 
 import io
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from rich.console import Console
 
 from hgrnx.config.experiments import ExperimentPlan
@@ -117,7 +120,7 @@ def describe(plan: ExperimentPlan, runs: Sequence[PlannedRun], data: Path | None
 
 @dataclass
 class _Work:
-    """One call of an experiment."""
+    """One call of an experiment: runs are trained as there is room for them, and scored one after the other beside."""
 
     plan: ExperimentPlan
     runs: list[PlannedRun]
@@ -128,12 +131,18 @@ class _Work:
     tasks: Plan | None
     data: Path | None
     told: threading.Event
-    """To stop."""
+    """SIGTERM came."""
+    over: threading.Event = field(default_factory=threading.Event)
+    """Whatever the reason, nothing more is to be scored."""
     failures: dict[str, str] = field(default_factory=dict)
     """By run name."""
     done: int = 0
-    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
-    """For scoring, which takes all cores of this process, and for the report."""
+    busy: float = 0.0
+    """CPUs of the runs that are being trained."""
+    scorer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "hgrnx-scores"))
+    scored: list[Future[None]] = field(default_factory=list)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    """For what several runs change, the report included."""
 
     def run(self, at_once: int | None) -> Path:
         facts = {"experiment": self.plan.name, "scale": self.plan.scale, "seeds": list(self.plan.seeds)}
@@ -144,10 +153,14 @@ class _Work:
         try:
             for generation in self._generations():
                 most = at_once or min(room(run.recipe, ray.cluster_resources()) for run in generation)
-                _each(generation, most, lambda run: self._one(run, parent))
+                _each(generation, most, lambda run: self._train(run, parent))
+            for waiting in self.scored:
+                waiting.result()
             self._report(parent)
             finished = not self.failures
         finally:
+            self.over.set()  # after an error or Ctrl-C: scoring ends with the share it is at
+            self.scorer.shutdown(wait=False, cancel_futures=True)
             self.tracking.finish(parent, finished)
         self.console.print(
             f"\nReport {self.folder / 'report.html'}\n       {self.folder / 'report.md'}", highlight=False
@@ -168,48 +181,95 @@ class _Work:
             left = [run for run in left if run.run_dir.name not in ready]
         return generations
 
-    def _one(self, run: PlannedRun, parent: str) -> None:
+    def _train(self, run: PlannedRun, parent: str) -> None:
+        """Train a run where that is missing, and have it scored."""
         name = run.run_dir.name
-        missing = [teacher for teacher in run.teachers if teacher in self.failures]
-        try:
-            if self.told.is_set():
-                raise Terminated
-            if missing:
-                raise UserError(f"its teacher {missing[0]} has failed")
-            trained = run_stage(
-                run.label,
-                run.recipe,
-                run.run_dir,
-                run.ledger,
-                run.dataset,
-                self.places,
-                self.tracking,
-                parent,
-                self.console,
-            )
+        cpus = run.recipe.launch.num_workers * run.recipe.launch.cpus_per_worker
+        with self._failing_alone(run):
+            for teacher in run.teachers:
+                if not (self.places.run_dir(teacher) / "result.json").is_file():
+                    raise UserError(f"its teacher {teacher} has failed")
+            with self._busy(cpus):
+                trained = run_stage(
+                    run.label,
+                    run.recipe,
+                    run.run_dir,
+                    run.ledger,
+                    run.dataset,
+                    self.places,
+                    self.tracking,
+                    parent,
+                    self.console,
+                )
             if not trained:
                 self.tracking.link(parent, name, run.run_dir)
-            with self.one_at_a_time:
-                scores = self._score(run)
-                self.done += 1
-                self._say(f"{run.label}: {'trained' if trained else 'finished before'}{_headline(run.run_dir, scores)}")
-                self._report(parent)
-        except UserError as error:  # the others can still be finished, and a learning rate that is too high is a result
+            how = "trained" if trained else "finished before"
+            if self.tasks is None:
+                self._finish(run, how, {}, parent)
+                return
+            if trained:
+                self._say(f"{run.label}: trained, to be scored")
+            self.scored.append(self.scorer.submit(self._score, run, how, self.tasks, parent))
+
+    def _score(self, run: PlannedRun, how: str, tasks: Plan, parent: str) -> None:
+        with self._failing_alone(run):
+            torch.set_num_threads(self._free_cores())
+            score_milestones(
+                run.run_dir,
+                tasks.tasks,
+                lambda name: self._say(f"{run.label}: scored {name}"),
+                on_share=self._check_going_on,
+            )
+            request = TaskRequest(self.data, tuple(self.plan.tasks))
+            quiet = Console(file=io.StringIO())
+            scores = evaluate_tasks(str(run.run_dir), self.places, request, quiet, on_share=self._check_going_on)
+            self._finish(run, how, scores, parent)
+
+    def _finish(self, run: PlannedRun, how: str, scores: Mapping[str, Any], parent: str) -> None:
+        with self.lock:
+            self.done += 1
+            self._say(f"{run.label}: {how}{_headline(run.run_dir, scores)}")
+            self._report(parent)
+
+    @contextmanager
+    def _failing_alone(self, run: PlannedRun) -> Iterator[None]:
+        """The others can still be finished, and a learning rate that is too high is a result."""
+        try:
+            self._check_going_on()
+            yield
+        except UserError as error:
             if self.told.is_set():  # then it is none of this run
                 raise Terminated(
                     f"{self.plan.title} was stopped by SIGTERM. The same command goes on from the last checkpoints."
                 ) from None
-            self.failures[name] = str(error)
-            write_json(self.folder / FAILURES, self.failures)
-            self._say(f"{run.label}: failed: {error}")
+            if self.over.is_set():
+                raise
+            with self.lock:
+                self.failures[run.run_dir.name] = str(error)
+                write_json(self.folder / FAILURES, self.failures)
+                self._say(f"{run.label}: failed: {error}")
 
-    def _score(self, run: PlannedRun) -> dict[str, Any]:
-        if self.tasks is None:
-            return {}
-        quiet = Console(file=io.StringIO())
-        score_milestones(run.run_dir, self.tasks.tasks, lambda name: self._say(f"{run.label}: scored {name}"))
-        request = TaskRequest(self.data, tuple(self.plan.tasks))
-        return evaluate_tasks(str(run.run_dir), self.places, request, quiet)
+    def _check_going_on(self) -> None:
+        if self.told.is_set() or self.over.is_set():
+            raise Terminated
+
+    @contextmanager
+    def _busy(self, cpus: int) -> Iterator[None]:
+        with self.lock:
+            self.busy += cpus
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.busy -= cpus
+
+    def _free_cores(self) -> int:
+        """This machine's share of the CPUs of the cluster on which nothing is being trained; one at least.
+
+        Workers are given a low priority by Ray: scoring on all cores would hold up what is trained on them.
+        """
+        all_cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
+        return max(1, round((os.cpu_count() or 1) * (1 - self.busy / all_cpus)))
 
     def _report(self, parent: str) -> None:
         files = write_report(self.folder, self.places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from eval_data import write_eval_data
 from experiment_page import Page
 from rich.console import Console
 
@@ -117,6 +119,56 @@ class TestOnRay:
         runs = list(places.runs.glob("table2-demo-*-s0-*"))
         assert [last_saved_step(run / "checkpoints") > 2 for run in runs] == [True, True]
         assert not list(places.runs.glob("*/failures.json")), "to be stopped is not to fail"
+
+    def test_the_next_run_is_trained_while_one_is_scored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        places, screen = resolve_places(tmp_path / "home"), console()
+        data = write_eval_data(tmp_path / "eval")
+        plan = dataclasses.replace(short(), tasks=("supplement",))
+        stage, evaluate = running.run_stage, running.evaluate_tasks
+        both_trained = threading.Event()
+
+        def note(label: str, *rest: object) -> bool:
+            trained = stage(label, *rest)  # type: ignore[arg-type]
+            if "transformer" in label:
+                both_trained.set()
+            return trained
+
+        def wait(name: str, *rest: object, **options: object) -> dict[str, object]:
+            assert both_trained.wait(120), "the second run waits for the scores of the first"
+            return evaluate(name, *rest, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(running, "run_stage", note)
+        monkeypatch.setattr(running, "evaluate_tasks", wait)
+        folder = run_experiment(plan, places, screen, at_once=1, data=data)
+        for run in places.runs.glob("table2-demo-*-s0-*"):
+            scores = json.loads((run / "eval" / "tasks.json").read_text())
+            assert scores["tasks"]["supplement"]["overall"] is not None
+        shown = screen.export_text()
+        assert shown.index("transformer (seed 0): trained, to be scored") < shown.index("[1/2] hgrn2 (seed 0): trained")
+        assert "[2/2] transformer (seed 0): trained" in shown and "BLiMP Supplement" in shown
+        assert "2 of 2 runs finished" in (folder / "report.md").read_text()
+
+    def test_sigterm_ends_scoring_after_a_share(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        places = resolve_places(tmp_path / "home")
+        data = write_eval_data(tmp_path / "eval")
+        plan = dataclasses.replace(short(arms=("hgrn2",)), tasks=("supplement",))
+        evaluate = running.evaluate_tasks
+
+        def tell(*rest: object, **options: object) -> dict[str, object]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)  # of the main thread, which the signal goes to
+            return evaluate(*rest, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(running, "evaluate_tasks", tell)
+        with pytest.raises(Terminated, match=r"table2-demo was stopped by SIGTERM\. The same command goes on"):
+            run_experiment(plan, places, console(), data=data)
+        (run,) = places.runs.glob("table2-demo-hgrn2-s0-*")
+        assert (run / "result.json").is_file() and not (run / "eval" / "tasks.json").exists()
+        assert len(list((run / "eval" / "finished").glob("*/supplement/*"))) == 1, "what was asked is kept"
+        assert not list(places.runs.glob("*/failures.json")), "to be stopped is not to fail"
+        monkeypatch.setattr(running, "evaluate_tasks", evaluate)
+        run_experiment(plan, places, console(), data=data)
+        assert (run / "eval" / "tasks.json").is_file()
 
     def test_a_run_whose_workers_are_told_to_leave_again_and_again_stops_no_other(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
