@@ -90,6 +90,22 @@ def test_mlstm_agrees_with_the_recurrence(T: int, K: int, gates: str, with_memor
     assert all(x.isfinite().all() for x in run_mlstm(chunked, inputs, torch.float32))
 
 
+@pytest.mark.parametrize("gates", sorted(GATES))
+@pytest.mark.parametrize("T", [1, 20, 64, 65])
+def test_mlstm_without_a_memory_is_that_from_an_empty_one(T: int, gates: str) -> None:
+    *sequence, C, n, m = mlstm_inputs(3, 2, T, 4, 5, gates, False, 0)
+    padding = torch.arange(T) >= torch.tensor([T, 1, max(1, T // 2)])[:, None]
+
+    def results(memory: MLSTMMemory | None) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in sequence]
+        o, after = mlstm(*leaves, memory, padding)
+        o = o.masked_fill(padding[:, None, :, None], 0.0)
+        grads = torch.autograd.grad([o, after.C_BHKV, after.n_BHK], leaves, [o.cos().detach(), C + 1, n + 1])
+        return [o, *after, *grads]
+
+    torch.testing.assert_close(results(None), results(MLSTMMemory(C, n, m)), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("gates", ["usual", "strong", "faint"])
 def test_mlstm_in_float32(gates: str) -> None:
     inputs = [x.float().double() for x in mlstm_inputs(2, 2, 200, 16, 16, gates, True, 0)]
