@@ -18,7 +18,8 @@ import torch
 from hgrnx.bench.eval_peers import lm_eval_scores, lm_pub_quiz_scores
 from hgrnx.bench.measure import Case, Measurement
 from hgrnx.bench.model import SMALL, VOCAB_SIZE
-from hgrnx.data.benchmarks import BearRelation, MinimalPair, find_benchmarks, read_bear, read_minimal_pairs
+from hgrnx.data.benchmark_items import BearRelation, MinimalPair
+from hgrnx.data.benchmarks import find_benchmarks, read_bear, read_minimal_pairs
 from hgrnx.data.tokenizer import BOS, save_tokenizer, train_tokenizer
 from hgrnx.errors import UserError
 from hgrnx.evaluation.perplexity import spaced_sample

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hgrnx.data.benchmarks import MinimalPair
+from hgrnx.data.benchmark_items import MinimalPair
 
 _BATCH_SIZE = 64
 

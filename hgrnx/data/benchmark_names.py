@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hgrnx.data.benchmarks import GLUE_FIELDS
+from hgrnx.data.benchmark_items import GLUE_FIELDS
 
 BLIMP_PHENOMENA: dict[str, tuple[str, ...]] = {
     "anaphor_agreement": (

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hgrnx.data.benchmark_items import GLUE_FIELDS, BearInstance, BearRelation, EwokItem, GlueRow, MinimalPair
+from hgrnx.data.benchmark_rows import json_object, json_rows, jsonl_files, read_text, text_field, zipped_jsonl
 from hgrnx.errors import UserError
 
 EWOK_PASSWORD = "ewok"
 """Of the zip that EWoK is passed around in, so that crawlers do not find its text."""
-
-GLUE_FIELDS: dict[str, dict[str, type]] = {
-    "boolq": {"question": str, "passage": str},
-    "cola": {"sentence": str},
-    "mnli": {"premise": str, "hypothesis": str},
-    "mnli-mm": {"premise": str, "hypothesis": str},
-    "mrpc": {"sentence1": str, "sentence2": str},
-    "multirc": {"paragraph": str, "question": str, "answer": str},
-    "qnli": {"question": str, "sentence": str},
-    "qqp": {"question1": str, "question2": str},
-    "rte": {"sentence1": str, "sentence2": str},
-    "sst2": {"sentence": str},
-    "wsc": {"text": str, "span1_index": int, "span1_text": str, "span2_index": int, "span2_text": str},
-}
-"""What a row of each task has besides its label."""
 
 _FOLDERS = {
     "blimp": ("blimp_filtered", "blimp"),
@@ -46,67 +30,6 @@ FOLDERS = {name: names[0] for name, names in _FOLDERS.items()}
 """The folder that each benchmark has in the pipeline's layout, by short name."""
 
 
-@dataclass(frozen=True)
-class MinimalPair:
-    """An acceptable sentence and its unacceptable twin; either may have line breaks."""
-
-    good: str
-    bad: str
-    phenomenon: str
-    """The group a file belongs to: BLiMP's ``linguistics_term``; the file's name where it has none."""
-    field: str
-    """BLiMP's ``field`` (syntax, morphology, ...); empty where the file has none."""
-
-
-@dataclass(frozen=True)
-class EwokItem:
-    """Two contexts and two targets; a target of a number fits the context of that number, and not the other."""
-
-    domain: str
-    concepts: tuple[str, str]
-    context_type: str
-    context_difference: str
-    target_difference: str
-    contexts: tuple[str, str]
-    targets: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class BearInstance:
-    """A fact: a subject, and which of its relation's answers is right."""
-
-    subject: str
-    aliases: tuple[str, ...]
-    answer: int
-    """Index into the relation's answers."""
-
-
-@dataclass(frozen=True)
-class BearRelation:
-    """A relation of BEAR (a Wikidata property) with its templates, answer space and facts."""
-
-    name: str
-    templates: tuple[str, ...]
-    """Statements with ``[X]`` for the subject and ``[Y]`` for the answer."""
-    answers: tuple[str, ...]
-    instances: tuple[BearInstance, ...]
-    domains: tuple[str, ...] = ()
-    """Fields of knowledge it belongs to, where ``relation_info.json`` says so."""
-
-    def statement(self, template: int, subject: str, answer: str) -> str:
-        """A template filled in, its first letter made a capital (lm-pub-quiz's rule)."""
-        text = self.templates[template].replace("[X]", subject).replace("[Y]", answer)
-        return text[:1].upper() + text[1:]
-
-
-@dataclass(frozen=True)
-class GlueRow:
-    """A row of a task: its :data:`GLUE_FIELDS`, and its label (None where the file keeps it secret)."""
-
-    fields: Mapping[str, str | int]
-    label: int | None
-
-
 def read_minimal_pairs(folder: Path) -> dict[str, list[MinimalPair]]:
     """The pairs of every ``*.jsonl`` file of ``folder``, by file name without suffix, in order.
 
@@ -115,9 +38,11 @@ def read_minimal_pairs(folder: Path) -> dict[str, list[MinimalPair]]:
     """
     if not folder.is_dir():
         raise UserError(f"The folder of minimal pairs {folder} does not exist.")
-    paths = _jsonl_files(folder, "minimal pairs")
+    paths = jsonl_files(folder, "minimal pairs")
     return {
-        path.stem: [_minimal_pair(item, where, path.stem) for where, item in _rows(_read(path), str(path), "pairs")]
+        path.stem: [
+            _minimal_pair(item, where, path.stem) for where, item in json_rows(read_text(path), str(path), "pairs")
+        ]
         for path in paths
     }
 
@@ -141,13 +66,15 @@ def read_ewok(place: Path, password: str = EWOK_PASSWORD) -> dict[str, list[Ewok
         place = zips[0]
     if place.is_dir():
         contents: Iterable[tuple[str, str, str]] = (
-            (path.stem, str(path), _read(path)) for path in _jsonl_files(place, "EWoK")
+            (path.stem, str(path), read_text(path)) for path in jsonl_files(place, "EWoK")
         )
     elif place.is_file():
-        contents = _zipped(place, password)
+        contents = zipped_jsonl(place, password)
     else:
         raise UserError(f"EWoK's {place} does not exist.")
-    files = {name: [_ewok_item(item, at) for at, item in _rows(text, where, "items")] for name, where, text in contents}
+    files = {
+        name: [_ewok_item(item, at) for at, item in json_rows(text, where, "items")] for name, where, text in contents
+    }
     if not files:
         raise UserError(f"{place} has no .jsonl files in it.")
     return files
@@ -161,9 +88,9 @@ def read_bear(folder: Path) -> list[BearRelation]:
     """
     folder = folder if (folder / "metadata_relations.json").is_file() else folder / "BEAR"
     path = folder / "metadata_relations.json"
-    relations = _json_object(path)
+    relations = json_object(path)
     info = next((place for place in (folder, folder.parent) if (place / "relation_info.json").is_file()), None)
-    domains = _json_object(info / "relation_info.json") if info else {}
+    domains = json_object(info / "relation_info.json") if info else {}
     return [_bear_relation(name, facts, path, domains.get(name)) for name, facts in relations.items()]
 
 
@@ -182,7 +109,7 @@ def read_glue_file(path: Path, task: str) -> list[GlueRow]:
     Raises:
         UserError: it cannot be read, or a line is not a row of the task; the message names the line.
     """
-    return [_glue_row(item, at, task) for at, item in _rows(_read(path), str(path), "rows")]
+    return [_glue_row(item, at, task) for at, item in json_rows(read_text(path), str(path), "rows")]
 
 
 def glue_files(folder: Path, split: str) -> dict[str, Path]:
@@ -192,7 +119,7 @@ def glue_files(folder: Path, split: str) -> dict[str, Path]:
         UserError: there are none, a task is not known, or it has two files.
     """
     files: dict[str, Path] = {}
-    for path in _jsonl_files(folder, "GLUE"):
+    for path in jsonl_files(folder, "GLUE"):
         task, _, rest = path.name.partition(".")
         if rest.split(".")[0] != split:
             continue
@@ -266,81 +193,10 @@ def _glue_texts(folder: Path) -> Iterator[list[str]]:
         yield from ([value for value in row.fields.values() if isinstance(value, str)] for row in rows)
 
 
-def _jsonl_files(folder: Path, what: str) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"The folder of {what} {folder} does not exist.")
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        inner = sorted(path.parent.name for path in folder.glob("*/*.jsonl"))
-        hint = f" Its folder {inner[0]} has some: give that one." if inner else ""
-        raise UserError(f"There are no .jsonl files of {what} in {folder}.{hint}")
-    return paths
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from None
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}).") from None
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: not a JSON object of relations.")
-    return content
-
-
-def _zipped(path: Path, password: str) -> Iterator[tuple[str, str, str]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                if name.endswith(".jsonl"):
-                    content = archive.read(name, pwd=password.encode())
-                    yield Path(name).stem, f"{path}:{name}", content.decode("utf-8")
-    except RuntimeError:  # zipfile's word for a wrong password
-        raise UserError(f"The password '{password}' does not open {path}.") from None
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError) as error:
-        raise UserError(f"{path} is not a readable zip ({error}). Get the file again.") from None
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-
-
-def _rows(text: str, where: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """``FILE:LINE`` and the object of every line that is not blank; there must be one."""
-    empty = True
-    # Not splitlines(): a sentence may have a line break of another kind than the file's.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        empty = False
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}:{number}: not valid JSON ({error.msg}, column {error.colno}).") from None
-        if not isinstance(item, dict):
-            raise UserError(f"{where}:{number}: not a JSON object.")
-        yield f"{where}:{number}", item
-    if empty:
-        raise UserError(f"{where} has no {what} in it.")
-
-
-def _text(item: dict[str, Any], key: str, where: str, what: str) -> str:
-    value = item.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: {what} needs the key '{key}' with a text.")
-    return value
-
-
 def _minimal_pair(item: dict[str, Any], where: str, stem: str) -> MinimalPair:
     return MinimalPair(
-        good=_text(item, "sentence_good", where, "a minimal pair"),
-        bad=_text(item, "sentence_bad", where, "a minimal pair"),
+        good=text_field(item, "sentence_good", where, "a minimal pair"),
+        bad=text_field(item, "sentence_bad", where, "a minimal pair"),
         phenomenon=str(item.get("linguistics_term") or stem),
         field=str(item.get("field") or ""),
     )
@@ -348,7 +204,7 @@ def _minimal_pair(item: dict[str, Any], where: str, stem: str) -> MinimalPair:
 
 def _ewok_item(item: dict[str, Any], where: str) -> EwokItem:
     text = {
-        key: _text(item, key, where, "an EWoK item")
+        key: text_field(item, key, where, "an EWoK item")
         for key in ("Domain", "ConceptA", "ConceptB", "Context1", "Context2", "Target1", "Target2")
     }
     return EwokItem(
@@ -392,13 +248,13 @@ def _bear_relation(name: str, facts: Any, path: Path, info: Any) -> BearRelation
             raise UserError(f"{where}: the template '{template}' lacks [X] or [Y].")
     file = path.parent / f"{name}.jsonl"
     instances = []
-    for at, item in _rows(_read(file), str(file), "facts"):
+    for at, item in json_rows(read_text(file), str(file), "facts"):
         answer, aliases = item.get("answer_idx"), item.get("sub_aliases", [])
         if type(answer) is not int or not 0 <= answer < len(lists["answer_space_labels"]):
             raise UserError(f"{at}: 'answer_idx' must be one of the {len(lists['answer_space_labels'])} answers.")
         if not isinstance(aliases, list):
             raise UserError(f"{at}: 'sub_aliases' must be a list.")
-        instances.append(BearInstance(_text(item, "sub_label", at, "a fact"), tuple(map(str, aliases)), answer))
+        instances.append(BearInstance(text_field(item, "sub_label", at, "a fact"), tuple(map(str, aliases)), answer))
     domains = tuple(map(str, info.get("domains", []))) if isinstance(info, dict) else ()
     return BearRelation(name, lists["templates"], lists["answer_space_labels"], tuple(instances), domains)
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from hgrnx.data.benchmarks import BearRelation
+from hgrnx.data.benchmark_items import BearRelation
 from hgrnx.evaluation.choices import Accuracy, Choices, TextScorer, accuracy, mean_accuracy, require_finite
 from hgrnx.evaluation.task import ALL_ITEMS, TaskScore, items_hash
 

@@ -8,16 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hgrnx.data.benchmark_hub import fetch_benchmark
+from hgrnx.data.benchmark_items import GLUE_FIELDS
 from hgrnx.data.benchmark_names import SUBTASKS
-from hgrnx.data.benchmarks import (
-    EWOK_PASSWORD,
-    FOLDERS,
-    GLUE_FIELDS,
-    find_benchmarks,
-    read_bear,
-    read_ewok,
-    read_minimal_pairs,
-)
+from hgrnx.data.benchmarks import EWOK_PASSWORD, FOLDERS, find_benchmarks, read_bear, read_ewok, read_minimal_pairs
 from hgrnx.errors import UserError, joined
 from hgrnx.evaluation.bear import Bear, Reduction
 from hgrnx.evaluation.ewok import Ewok

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hgrnx.data.benchmarks import EwokItem
+from hgrnx.data.benchmark_items import EwokItem
 from hgrnx.evaluation.choices import Choices, TextScorer, require_finite
 from hgrnx.evaluation.task import ALL_ITEMS, TaskScore, items_hash, unweighted
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from hgrnx.config import GlueConfig
-from hgrnx.data.benchmarks import GLUE_FIELDS
+from hgrnx.data.benchmark_items import GLUE_FIELDS
 from hgrnx.data.folders import file_sha256, write_json
 from hgrnx.errors import UserError
 from hgrnx.evaluation.classifier import Classifier, encode_texts

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hgrnx.config import FinetuneConfig, GlueConfig
-from hgrnx.data.benchmarks import GLUE_FIELDS, glue_files, read_glue_file
+from hgrnx.data.benchmark_items import GLUE_FIELDS
+from hgrnx.data.benchmarks import glue_files, read_glue_file
 from hgrnx.data.folders import file_sha256
 from hgrnx.errors import UserError
 from hgrnx.evaluation.finetune import Epoch

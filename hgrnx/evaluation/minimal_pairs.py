@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hgrnx.data.benchmarks import MinimalPair
+from hgrnx.data.benchmark_items import MinimalPair
 from hgrnx.errors import UserError
 from hgrnx.evaluation.choices import Accuracy, Choices, TextScorer, accuracy, mean_accuracy, require_finite
 from hgrnx.evaluation.task import ALL_ITEMS, TaskScore, by_group, items_hash, unweighted

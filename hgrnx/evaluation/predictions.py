@@ -21,13 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgrnx.data.benchmark_names import SUBTASKS
-from hgrnx.data.benchmarks import (
-    EWOK_PASSWORD,
-    find_benchmarks,
-    read_ewok,
-    read_glue,
-    read_minimal_pairs,
-)
+from hgrnx.data.benchmarks import EWOK_PASSWORD, find_benchmarks, read_ewok, read_glue, read_minimal_pairs
 from hgrnx.errors import UserError, joined
 from hgrnx.evaluation.metrics import GLUE_METRICS, MetricName, count_table, score_table
 

@@ -9,21 +9,9 @@ from pathlib import Path
 import pytest
 from eval_data import write_bear, write_eval_data, write_jsonl
 
+from hgrnx.data.benchmark_items import GLUE_FIELDS, BearInstance, BearRelation, EwokItem, GlueRow, MinimalPair
 from hgrnx.data.benchmark_names import BLIMP_PHENOMENA, SUBTASKS
-from hgrnx.data.benchmarks import (
-    GLUE_FIELDS,
-    BearInstance,
-    BearRelation,
-    EwokItem,
-    GlueRow,
-    MinimalPair,
-    benchmark_texts,
-    find_benchmarks,
-    read_bear,
-    read_ewok,
-    read_glue,
-    read_minimal_pairs,
-)
+from hgrnx.data.benchmarks import benchmark_texts, find_benchmarks, read_bear, read_ewok, read_glue, read_minimal_pairs
 from hgrnx.errors import UserError
 
 EVAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "eval"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hgrnx.config import FinetuneConfig, GlueConfig, HGRN2Config
-from hgrnx.data.benchmarks import GLUE_FIELDS
+from hgrnx.data.benchmark_items import GLUE_FIELDS
 from hgrnx.errors import UserError
 from hgrnx.evaluation import glue
 from hgrnx.evaluation.glue import SEED, GlueProgress, KeptTunings, Tuner, run_glue

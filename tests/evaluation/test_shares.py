@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from hgrnx.data.benchmarks import EwokItem, MinimalPair, read_bear
+from hgrnx.data.benchmark_items import EwokItem, MinimalPair
+from hgrnx.data.benchmarks import read_bear
 from hgrnx.errors import UserError
 from hgrnx.evaluation import shares
 from hgrnx.evaluation.bear import Bear

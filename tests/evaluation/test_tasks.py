@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from hgrnx.data.benchmarks import EwokItem, MinimalPair, read_bear, read_ewok, read_minimal_pairs
+from hgrnx.data.benchmark_items import EwokItem, MinimalPair
+from hgrnx.data.benchmarks import read_bear, read_ewok, read_minimal_pairs
 from hgrnx.errors import UserError
 from hgrnx.evaluation.bear import Bear
 from hgrnx.evaluation.choices import Choices, accuracy, mean_accuracy

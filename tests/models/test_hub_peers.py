@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from architectures import CONFIGS, lively
 
-from hgrnx.data.benchmarks import MinimalPair, find_benchmarks, read_bear, read_ewok, read_minimal_pairs
+from hgrnx.data.benchmark_items import MinimalPair
+from hgrnx.data.benchmarks import find_benchmarks, read_bear, read_ewok, read_minimal_pairs
 from hgrnx.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from hgrnx.evaluation.bear import Bear
 from hgrnx.evaluation.results import run_task
