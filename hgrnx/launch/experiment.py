@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from hgrnx.data.folders import write_json
 from hgrnx.errors import Terminated, UserError
 from hgrnx.evaluation.catalogue import Plan, plan_tasks
 from hgrnx.launch.cluster import connected
+from hgrnx.launch.dependencies import do_in_order
 from hgrnx.launch.evaluate_tasks import evaluate_tasks
 from hgrnx.launch.experiment_plan import PlannedRun, experiment_folder, prepare_runs, room
 from hgrnx.launch.experiment_report import write_report
@@ -151,9 +152,10 @@ class _Work:
         finished = False
         (self.folder / FAILURES).unlink(missing_ok=True)  # of an earlier call: all is tried again
         try:
-            for generation in self._generations():
-                most = at_once or min(room(run.recipe, ray.cluster_resources()) for run in generation)
-                _each(generation, most, lambda run: self._train(run, parent))
+            most = at_once or min(room(run.recipe, ray.cluster_resources()) for run in self.runs)
+            by_name = {run.run_dir.name: run for run in self.runs}
+            needs = {name: run.teachers for name, run in by_name.items()}
+            do_in_order(needs, most, lambda name: self._train(by_name[name], parent))
             for waiting in self.scored:
                 waiting.result()
             self._report(parent)
@@ -171,15 +173,6 @@ class _Work:
                 f"{len(self.failures)} of {len(self.runs)} runs failed; the report is of the others:\n{lines}"
             )
         return self.folder
-
-    def _generations(self) -> list[list[PlannedRun]]:
-        """Runs that may go at the same time: those without teachers, then those whose teachers were before."""
-        left, generations, ready = list(self.runs), [], set[str]()
-        while left:
-            generations.append([run for run in left if ready.issuperset(run.teachers)])
-            ready |= {run.run_dir.name for run in generations[-1]}
-            left = [run for run in left if run.run_dir.name not in ready]
-        return generations
 
     def _train(self, run: PlannedRun, parent: str) -> None:
         """Train a run where that is missing, and have it scored."""
@@ -277,22 +270,6 @@ class _Work:
 
     def _say(self, text: str) -> None:
         self.console.print(f"{self.plan.title} [{self.done}/{len(self.runs)}] {text}", highlight=False, markup=False)
-
-
-def _each(runs: Sequence[PlannedRun], at_once: int, do: Callable[[PlannedRun], None]) -> None:
-    if at_once == 1:
-        for run in runs:
-            do(run)
-        return
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        for waiting in [pool.submit(do, run) for run in runs]:
-            waiting.result()
-    except Terminated:
-        pool.shutdown(cancel_futures=True)  # the others save checkpoints, too
-        raise
-    finally:  # after Ctrl-C: what has not begun doesn't, and what has ends with the connection to the cluster
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _headline(run_dir: Path, scores: Mapping[str, Any]) -> str:
