@@ -18,7 +18,8 @@ def parameters(recipe: Recipe) -> int:
 
 
 def test_each_experiment_has_every_scale() -> None:
-    assert set(shipped_experiments()) == {"table2", "dynamics", "data", "distill", "lr-sweep", "training"}
+    beyond_the_paper = {"objectives", "training", "ablations"}
+    assert set(shipped_experiments()) == {"table2", "dynamics", "data", "distill", "lr-sweep"} | beyond_the_paper
     for name in shipped_experiments():
         assert set(load_experiment(name).scales) == {"demo", "cpu", "gpu", "paper"}
 
@@ -67,12 +68,44 @@ def test_ways_of_training_are_those_of_the_shipped_recipes() -> None:
 
 
 def test_students_and_twins_begin_alike_and_teachers_do_not() -> None:
-    plan = plan_experiment("distill", "cpu")
+    plan = plan_experiment("distill", "demo")
     for seed in plan.seeds:
-        teacher, student, twin = (plan.arms[arm].recipes[seed] for arm in ("teacher", "student", "twin"))
+        teacher, student, twin = (plan.arms[arm].recipes[seed] for arm in ("teacher", "student-2", "twin"))
         assert student.seed == twin.seed == seed and teacher.seed not in plan.seeds
         assert student.training == twin.training == teacher.training and student.model == twin.model
         assert student.distill is not None and twin.distill is None
+
+
+@pytest.mark.parametrize("name", ["distill", "objectives"])
+def test_no_student_begins_as_its_teacher_and_all_read_the_same_text(name: str) -> None:
+    plan = plan_experiment(name, "cpu")
+    for arm in plan.arms.values():
+        for seed, recipe in arm.recipes.items():
+            teachers = [plan.arms[teacher].recipes[seed] for teacher in arm.teachers]
+            assert recipe.seed not in {teacher.seed for teacher in teachers}
+            assert all((teacher.data, teacher.training) == (recipe.data, recipe.training) for teacher in teachers)
+            assert recipe.data.words and recipe.training.duration == "1 epoch"
+
+
+def test_students_of_different_objectives_differ_in_nothing_else() -> None:
+    plan = plan_experiment("objectives", "cpu")
+    students = [arm.recipes[0] for name, arm in plan.arms.items() if name not in {"teacher", "second", "again"}]
+    same = {recipe.model_copy(update={"name": "", "distill": None}).model_dump_json() for recipe in students}
+    assert len(same) == 1 and len({str(recipe.distill) for recipe in students}) == len(students) - 1
+    assert plan.arms["ensemble"].recipes[0].distill == plan.arms["student"].recipes[0].distill
+
+
+def test_ablations_begin_from_the_undistilled_run_of_objectives() -> None:
+    base, twin = plan_experiment("ablations", "cpu").arms["base"], plan_experiment("objectives", "cpu").arms["twin"]
+    for seed, recipe in base.recipes.items():
+        assert recipe.model_copy(update={"name": ""}) == twin.recipes[seed].model_copy(update={"name": ""})
+
+
+@pytest.mark.parametrize("scale", ["demo", "cpu", "gpu"], ids="ablations-{}".format)
+def test_every_ablation_turns_a_switch(scale: str) -> None:
+    arms = plan_experiment("ablations", scale).arms
+    different = {arm.recipes[0].model_copy(update={"name": ""}).model_dump_json() for arm in arms.values()}
+    assert len(different) == len(arms) == 8
 
 
 def test_arms_seeds_and_keys_are_chosen() -> None:
