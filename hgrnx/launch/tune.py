@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from hgrnx.config import AnyRecipe, DistillRecipe, Recipe, flatten, run_name, to_yaml
+from hgrnx.config import AnyRecipe, Recipe, flatten, run_name, to_yaml
 from hgrnx.config.spaces import SearchPlan, space_yaml
 from hgrnx.console import make_console
 from hgrnx.data.benchmarks import read_minimal_pairs
@@ -23,17 +23,19 @@ from hgrnx.data.run_ledger import LEDGER
 from hgrnx.errors import UserError
 from hgrnx.launch.capacity import trials_at_once
 from hgrnx.launch.cluster import check_resources, connected
-from hgrnx.launch.jobs import check_writable, job_stages, run_stage
+from hgrnx.launch.jobs import check_writable
 from hgrnx.launch.ray_tune import END, Halving, TrialJob, run_trials
 from hgrnx.launch.search_display import shown_search
 from hgrnx.launch.search_findings import write_findings
 from hgrnx.launch.search_folder import Facts, alone, forget, search_digest
 from hgrnx.launch.search_request import RECIPE, SPACE
+from hgrnx.launch.search_teacher import with_teacher
 from hgrnx.launch.teacher_cache import ensure_signal, measure_live
 from hgrnx.launch.tracked import JobTracking
 from hgrnx.paths import Places
 from hgrnx.report.search_tables import print_findings
 from hgrnx.runs import read_json
+from hgrnx.search.budget import is_spent, progress
 from hgrnx.search.findings import Cost, best_trial, common_reason, measure_cost
 from hgrnx.search.propose import propose
 from hgrnx.search.trials import Trial, TrialRecord, unusable
@@ -129,7 +131,9 @@ class Search:
         self.parent = self.tracking.start(self.folder, self.folder.name, flatten(self.plan.recipe), self.dataset)
         finished = False
         try:
-            self._prepare_teacher()
+            self.base = with_teacher(
+                self.base, self.dataset, self.places, self.facts, self.tracking, self.parent, self.console
+            )
             self._prepare_signal()
             self._announce()
             past = self.record.with_status("finished", "stopped")
@@ -156,7 +160,7 @@ class Search:
             job = self._begin(self.to_continue.pop(0), continued=True)
             if job is not None:
                 return job
-        while not self._budget_spent():
+        while not is_spent(self.plan.space.budget, self.record.trials, self.facts.elapsed("hours")):
             parameters = propose(self.plan, self.record.trials)
             if parameters is None:
                 return END
@@ -215,36 +219,6 @@ class Search:
         if isinstance(recipe, Recipe):
             return recipe
         return recipe.student_recipe(recipe.distill.teachers)
-
-    def _prepare_teacher(self) -> None:
-        """Train the recipe's teacher once, and name it in the recipe that all trials start from."""
-        stages = job_stages(self.plan.recipe, self.dataset, self.places.runs)
-        if "teacher" not in stages:
-            # Named as the stages name them, so that a trial is the same run as that of a job with its recipe.
-            stage = stages.get("student") or next(iter(stages.values()))
-            if self.base.distill is not None and stage.distill is not None:
-                distill = self.base.distill.model_copy(update={"teachers": stage.distill.teachers})
-                self.base = self.base.model_copy(update={"distill": distill})
-            return
-        assert isinstance(self.base, DistillRecipe)
-        recipe = stages["teacher"]
-        name = run_name(recipe, self.dataset.hash)
-        run_dir = self.places.run_dir(name)
-        ledger = plan_ledger(recipe, self.dataset, name, self.places.runs)
-        for warning in check_plan(recipe, ledger):
-            self.console.print(f"Warning: teacher: {warning}", highlight=False)
-        with self.facts.clock("teacher_seconds"):
-            trained = run_stage(
-                "teacher", recipe, run_dir, ledger, self.dataset, self.places, self.tracking, self.parent, self.console
-            )
-        if not trained:
-            self.console.print(f"teacher: finished before ({name})", highlight=False)
-            self.tracking.link(self.parent, "teacher", run_dir)
-        # By another job, or partly before a kill: at least what its steps took.
-        seconds = read_json(run_dir / "result.json")["seconds"]
-        self.facts.set("teacher_seconds", max(seconds, self.facts.elapsed("teacher_seconds")))
-        distill = self.base.distill.model_copy(update={"teachers": (name,)})
-        self.base = self.base.model_copy(update={"teacher": None, "distill": distill})
 
     def _prepare_signal(self) -> None:
         """Store what the teacher says once, if the recipe asks for it; measure what a step beside the teacher takes."""
@@ -361,29 +335,11 @@ class Search:
         if len(failed) == len(ended) >= min(_ALL_FAIL, self.plan.space.budget.trials or _ALL_FAIL) and not self.begun:
             self.problem = common_reason(failed)
 
-    def _budget_spent(self) -> bool:
-        budget = self.plan.space.budget
-        return (
-            (budget.trials is not None and len(self.record) >= budget.trials)
-            or (budget.hours is not None and self.facts.elapsed("hours") >= 3600 * budget.hours)
-            or (budget.words is not None and sum(trial.words for trial in self.record) >= budget.words)
-        )
-
-    def _state(self) -> str:
-        """What is left of the budget, for the table."""
-        budget = self.plan.space.budget
-        parts = []
-        if budget.trials is not None:
-            parts.append(f"{len(self.record)} of {budget.trials} trials begun")
-        if budget.hours is not None:
-            left = max(0.0, 60 * budget.hours - self.facts.elapsed("hours") / 60)
-            parts.append(f"{left:.0f} of {60 * budget.hours:.0f} minutes left")
-        if budget.words is not None:
-            parts.append(f"{sum(trial.words for trial in self.record) / 1e6:.2f} of {budget.words / 1e6:.2f}M words")
-        return ", ".join(parts)
-
     def _shown(self) -> AbstractContextManager[None]:
-        return shown_search(lambda: list(self.record), self.plan.space, self._state, self.places.runs, self.console)
+        def state() -> str:
+            return progress(self.plan.space.budget, self.record.trials, self.facts.elapsed("hours"))
+
+        return shown_search(lambda: list(self.record), self.plan.space, state, self.places.runs, self.console)
 
     def _note_cut_off(self) -> None:
         """Seconds of the trials that a stop of the search has cut off; in MLflow they do not run any more."""
