@@ -146,7 +146,9 @@ def bench_launch(
 
 @app.command()
 def reproduce(
-    experiment: Annotated[str, typer.Argument(help="table2, dynamics, data, distill, objectives, lr-sweep, ...")],
+    experiment: Annotated[
+        str, typer.Argument(help="table2, dynamics, data, distill, objectives, training, ablations or lr-sweep.")
+    ],
     overrides: Overrides = None,
     scale: Annotated[str, typer.Option(help="demo, cpu, gpu or paper.")] = "cpu",
     seeds: Annotated[str | None, typer.Option(help="Instead of the experiment's: 0,1,2.")] = None,
